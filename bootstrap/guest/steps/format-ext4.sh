@@ -1,0 +1,6 @@
+# needs: mkfs.ext4
+# Makes the root file system.  Inode tables and journal are written out now (as zeros, which the image
+# does not keep): left to the kernel they would be written in the product, at its first boot.
+. "$JOB/lib.sh"
+
+mkfs.ext4 -q -F -L root -m 1 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$(partition root)"

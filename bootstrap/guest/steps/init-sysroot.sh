@@ -1,0 +1,22 @@
+# needs: ostree blkid
+# Makes an empty sysroot on the new root file system, with the product's own remote.
+. "$JOB/lib.sh"
+
+mount_sysroot
+ostree admin init-fs --modern "$SYSROOT"
+ostree admin os-init "$(param stateroot)"
+repo="$SYSROOT/ostree/repo"
+
+# ostree's syslinux backend writes one plain file at each deployment, with no program of the tree
+# involved; GRUB reads that file.  It follows the product's own upgrades as well.
+ostree --repo="$repo" config set sysroot.bootloader syslinux
+mkdir -p "$SYSROOT/boot/loader.0" "$SYSROOT/boot/syslinux"
+ln -s loader.0 "$SYSROOT/boot/loader"
+# ostree keeps the lines that are not its own.  Without a timeout GRUB's reader of this file shows no
+# menu and defines no entries (grub-core/lib/syslinux_parse.c).  In tenths of a second.
+echo "TIMEOUT 20" >"$SYSROOT/boot/loader.0/syslinux.cfg"
+ln -s ../loader/syslinux.cfg "$SYSROOT/boot/syslinux/syslinux.cfg"
+
+if has remote-url; then
+    ostree --repo="$repo" remote add --no-gpg-verify "$(param remote-name)" "$(param remote-url)"
+fi

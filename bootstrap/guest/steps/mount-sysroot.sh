@@ -1,0 +1,7 @@
+# needs: e2fsck
+# Mounts the product's root for writing.  A disk that was not cleanly unmounted has its journal
+# replayed by the mount.
+. "$JOB/lib.sh"
+
+mount_sysroot
+[ -d "$SYSROOT/ostree/repo" ] || fail "the root file system holds no OSTree sysroot"

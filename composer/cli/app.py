@@ -1,0 +1,86 @@
+"""The program: its verbs, and what becomes of errors and signals."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from composer import __version__
+from composer.cli import show
+from composer.cli.bootstrap import bootstrap
+from composer.cli.build import build
+from composer.cli.doctor import doctor
+from composer.cli.inspect import inspect
+from composer.cli.recipe import recipe
+from composer.cli.update import update
+from composer.cli.verify import verify
+from composer.cli.vm import vm
+from composer.errors import ComposerError
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="composer")
+def cli() -> None:
+    """Make and update bootable OSTree disks inside a helper VM: no root, no loop mounts, incremental."""
+
+
+for _verb in (build, update, verify, inspect, recipe, bootstrap, vm, doctor):
+    cli.add_command(_verb)
+
+
+def main() -> NoReturn:
+    """Run the program and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    # SIGTERM and SIGHUP take the way of Ctrl-C, so that every block is left in order.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    if "--debug" in sys.argv:
+        cli.main(standalone_mode=True)
+    sys.exit(_run())
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run() -> int:
+    try:
+        cli.main(standalone_mode=False)
+    except ComposerError as error:
+        show.error(error)
+        return error.exit_code
+    except click.exceptions.Abort:  # click's name for Ctrl-C
+        click.echo("composer: interrupted; what was running has ended", err=True)
+        return _INTERRUPTED
+    except KeyboardInterrupt:
+        click.echo("composer: interrupted; what was running has ended", err=True)
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        show.error(_from_os(error))
+        return 1
+    except Exception as error:
+        show.error(ComposerError(f"a fault of the composer itself: {type(error).__name__}: {error}",
+                                 hint="run it again with --debug and report what it prints"))  # fmt: skip
+        return 1
+    return 0
+
+
+def _from_os(error: OSError) -> ComposerError:
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ComposerError(
+            f"no space left on the host{where}",
+            hint="composer bootstrap list   and   composer bootstrap rm KEY   free some; df -h   tells where",
+            disk="the disk is as it was before",
+        )
+    return ComposerError(f"{error.strerror or error}{where}")

@@ -1,0 +1,49 @@
+"""`composer build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from composer.cli import show
+from composer.cli.options import PATH, JobOptions, job_options, result, session
+from composer.cli.recipe import defines_of, recipe_arguments
+from composer.compose.build import build as build_disk
+from composer.recipe.load import load_recipe
+from composer.recipe.values import show_size
+
+
+@click.command()
+@recipe_arguments
+@click.option("-o", "--output", type=PATH, help="Where the disk goes, instead of where the recipe says.")
+@click.option("--force", is_flag=True, help="Build even where nothing changed, or over a foreign file.")
+@job_options
+def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: bool, job: JobOptions) -> None:
+    """Make a bootable disk from RECIPE.
+
+    The same recipe and commit again is a no-op.
+
+    Example:  composer build recipes/debian-bookworm.toml -o /tmp/disk.qcow2
+    """
+    loaded = load_recipe(recipe, defines_of(define))
+    disk = (output or loaded.output).absolute()
+    with session(job) as made:
+        outcome = build_disk(made.workshop, loaded, disk, force=force)
+        text = (
+            f"{disk} has commit {outcome.manifest.commit[:12]}, "
+            f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved"
+            if outcome.changed
+            else f"{disk} has this recipe's commit {outcome.manifest.commit[:12]} already; nothing to do"
+        )
+        result(
+            made.workshop.reporter,
+            text,
+            disk=str(disk),
+            changed=outcome.changed,
+            commit=outcome.manifest.commit,
+            bytes=outcome.bytes_moved,
+            objects=outcome.objects_moved,
+        )
+    show.timings(made.timings() if outcome.changed else [])
+    click.echo(text)

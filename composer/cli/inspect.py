@@ -1,0 +1,83 @@
+"""`composer inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composer.cli import show
+from composer.cli.options import PATH, JobOptions, job_options, session
+from composer.compose.inspect import describe
+from composer.compose.inspect import look_into
+from composer.recipe.values import show_size
+
+
+@click.command()
+@click.argument("disk", type=PATH)
+@click.option("--deep", is_flag=True, help="Look into the disk itself, from a helper VM.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@job_options
+def inspect(disk: Path, deep: bool, as_json: bool, job: JobOptions) -> None:
+    """Tell what is on DISK: deployments, commits, ref, sizes, history.
+
+    Example:  composer inspect debian-bookworm.qcow2 --deep --json
+    """
+    said = describe(disk.absolute())
+    if deep:
+        with session(job) as made:
+            said["deep"] = look_into(made.workshop, disk.absolute())
+    if as_json:
+        show.as_json(said)
+    else:
+        _print(said)
+
+
+def _print(said: dict[str, Any]) -> None:
+    sizes = said["sizes"]
+    show.table(
+        "",
+        ("", ""),
+        [
+            ("disk", str(said["disk"])),
+            ("ref", f"{said['ref']} of {said['repo']}"),
+            ("stateroot", said["stateroot"]),
+            ("remote", said["remote"] or "none"),
+            ("firmware", said["firmware"]),
+            ("size", f"{show_size(sizes['virtual'])}, {show_size(sizes['allocated'])} on this host's disk"),
+            ("unchanged", "yes" if said["unchanged"] else "no: it was written to after the composer's last job"),
+        ],
+    )
+    click.echo()
+    deployments = said["deep"]["deployments"] if "deep" in said else said["deployments"]
+    show.table(
+        "deployments",
+        ("#", "commit", "version", "stateroot", "origin"),
+        [
+            (str(number), item["commit"], item["version"] or "-", item["stateroot"], item["refspec"] or "-")
+            for number, item in enumerate(deployments)
+        ],
+    )
+    click.echo()
+    show.table(
+        "history",
+        ("when", "what", "commit", "seconds", "moved"),
+        [
+            (deed["time"], deed["what"], deed["commit"][:12], f"{deed['seconds']:.1f}", show_size(deed["bytes"]))
+            for deed in said["history"]
+        ],
+    )
+    if "deep" in said:
+        click.echo()
+        deep = said["deep"]
+        show.table(
+            "inside",
+            ("", ""),
+            [
+                ("root used", show_size(deep["root_used"])),
+                ("root free", show_size(deep["root_free"])),
+                *(("remote", remote) for remote in deep["remotes"]),
+                *(("kargs", kargs) for kargs in deep["kargs"]),
+            ],
+        )

@@ -1,0 +1,112 @@
+"""What the verbs that run a job have in common: their options, and the workshop made from them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composer.cli.monitors import JsonLines, PlainLines, Terminal
+from composer.compose.workshop import Options, Workshop
+from composer.deadline import Deadline
+from composer.errors import BadInput
+from composer.events import Event, Fanout, Monitor, Reporter, Tape
+from composer.helper.machine import EMBEDDED
+from composer.store.folders import Folders
+
+PATH = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The common options, as given."""
+
+    options: Options
+    events: Path | None
+    debug: bool
+
+
+@dataclass(frozen=True)
+class Session:
+    """A workshop and the tape of what happened in it."""
+
+    workshop: Workshop
+    tape: Tape
+
+    def timings(self) -> list[tuple[str, float]]:
+        """Return the seconds of each phase that ended, in order."""
+        ended = [event for event in self.tape.events if event.kind == "phase-end"]
+        return [(event.name, float(event.data["seconds"])) for event in ended]
+
+
+_OPTIONS = (
+    click.option("--connect", metavar="URI", default=EMBEDDED, show_default=True,
+                 help="libvirt connection; 'embed' runs the QEMU driver in this process."),
+    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True,
+                 help="auto: KVM if a guest really runs on it, else emulation."),
+    click.option("--timeout", type=click.FloatRange(min=1), default=3600.0, show_default=True, metavar="SECONDS",
+                 help="Give up after this long."),
+    click.option("--events", type=PATH, metavar="FILE", help="Write what happens as JSON lines to FILE."),
+    click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
+    click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)  # fmt: skip
+
+
+def job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the common options; it gets them as one argument, ``job``."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *,
+        connect: str,
+        accel: str,
+        timeout: float,
+        events: Path | None,
+        keep_vm: bool,
+        debug_shell: bool,
+        debug: bool,
+        **own: Any,
+    ) -> None:
+        options = Options(connect, accel, timeout, keep_vm, debug_shell)
+        command(job=JobOptions(options, events, debug), **own)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@contextmanager
+def session(job: JobOptions) -> Iterator[Session]:
+    """Yield a workshop whose events go to the terminal, to --events, and to a tape."""
+    with ExitStack() as stack:
+        tape = Tape()
+        shown: Monitor = stack.enter_context(Terminal()) if sys.stderr.isatty() else PlainLines(sys.stderr)
+        monitors: list[Monitor] = [tape, shown]
+        if job.events is not None:
+            try:
+                file = stack.enter_context(job.events.open("w", encoding="utf-8"))
+            except OSError as error:
+                raise BadInput(f"cannot write the events to {job.events}: {error.strerror}") from error
+            monitors.append(JsonLines(file))
+        if job.options.debug_shell and not sys.stdin.isatty():
+            raise BadInput("--debug-shell wants a terminal")
+        workshop = Workshop(
+            folders=Folders.of(os.environ),
+            reporter=Reporter(Fanout(*monitors)),
+            options=job.options,
+            deadline=Deadline.after(job.options.timeout),
+        )
+        yield Session(workshop, tape)
+
+
+def result(reporter: Reporter, text: str, **data: object) -> None:
+    """Tell the outcome to whoever reads the events."""
+    reporter.monitor.handle(Event("result", "job", text, data))

@@ -1,0 +1,49 @@
+"""`composer update`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from composer.cli import show
+from composer.cli.options import PATH, JobOptions, job_options, result, session
+from composer.compose.update import Overrides
+from composer.compose.update import update as update_disk
+from composer.recipe.values import show_size
+
+
+@click.command()
+@click.argument("disk", type=PATH)
+@click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
+@click.option("--ref", help="Follow this ref instead of the manifest's.")
+@click.option("--keep", type=click.IntRange(1, 10), help="Deployments to leave on the disk.")
+@job_options
+def update(disk: Path, repo: str | None, ref: str | None, keep: int | None, job: JobOptions) -> None:
+    """Bring DISK to the commit that its ref names now.
+
+    What repo, ref and stateroot are, the manifest beside the disk knows.  Only what the disk lacks is
+    moved.  Until the new disk is finished and checked, the old one stays as it is.
+
+    Example:  composer update debian-bookworm.qcow2
+    """
+    with session(job) as made:
+        outcome = update_disk(made.workshop, disk.absolute(), Overrides(repo, ref, keep))
+        text = (
+            f"{disk} is now at commit {outcome.manifest.commit[:12]}, "
+            f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved, "
+            f"{len(outcome.manifest.deployments)} deployments"
+            if outcome.changed
+            else f"{disk} is at commit {outcome.manifest.commit[:12]} already; nothing to do"
+        )
+        result(
+            made.workshop.reporter,
+            text,
+            disk=str(disk),
+            changed=outcome.changed,
+            commit=outcome.manifest.commit,
+            bytes=outcome.bytes_moved,
+            objects=outcome.objects_moved,
+        )
+    show.timings(made.timings() if outcome.changed else [])
+    click.echo(text)

@@ -1,0 +1,143 @@
+"""`composer vm list|ssh|console|rm`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import click
+
+from composer.cli import show
+from composer.deadline import Deadline
+from composer.errors import BadInput, HelperDied
+from composer.helper import shell
+from composer.helper.keys import KeyPair, RunKeys
+from composer.store.folders import Folders
+from composer.store.runs import Run, Runs
+
+_POLL_SECONDS = 0.2
+
+
+def _runs() -> Runs:
+    return Runs(Folders.of(os.environ).runs)
+
+
+@click.group()
+def vm() -> None:
+    """Look at helper VMs: those of running jobs and those that were kept."""
+
+
+@vm.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_vms(as_json: bool) -> None:
+    """List the helper VMs.
+
+    Example:  composer vm list
+    """
+    found = [
+        {"name": run.name, "state": _state(run), "pids": run.qemu_pids(), **run.description()}
+        for run in _runs().all()
+    ]
+    if as_json:
+        show.as_json(found)
+        return
+    show.table(
+        "",
+        ("name", "state", "purpose", "since", "QEMU"),
+        [
+            (
+                str(item["name"]),
+                str(item["state"]),
+                str(item.get("purpose", "-")),
+                time.strftime("%H:%M:%S", time.localtime(float(str(item.get("since", 0))))),
+                " ".join(str(pid) for pid in item["pids"]) or "-",  # type: ignore[union-attr]
+            )
+            for item in found
+        ],
+    )
+
+
+def _state(run: Run) -> str:
+    if run.alive:
+        return "working"
+    return "kept" if run.kept and run.qemu_pids() else "leftover"
+
+
+class _Watched:
+    """A VM of another composer, as far as its processes tell."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def running(self) -> bool:
+        return bool(self._run.qemu_pids())
+
+    def death(self, doing: str) -> HelperDied:
+        return HelperDied(f"the VM {self._run.name} ended while {doing}", log=self._run.console)
+
+
+@vm.command()
+@click.argument("name")
+@click.argument("command", nargs=-1)
+def ssh(name: str, command: tuple[str, ...]) -> None:
+    """Open a shell in the helper VM NAME, or run COMMAND there.
+
+    Example:  composer vm ssh c1a2 -- ostree admin status --sysroot /run/composer/sysroot
+    """
+    run = _runs().find(name)
+    if not run.qemu_pids():
+        raise BadInput(f"the VM {run.name} does not run", hint="composer vm list")
+    text = (run.path / "key").read_text()
+    private, _, public = text.rpartition("-----\n")
+    keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))
+    with shell.opened(run.path / "debug", keys, _Watched(run), Deadline.after(60)) as opened:
+        if not command:
+            if not sys.stdin.isatty():
+                raise BadInput("a shell wants a terminal; give a command to run instead")
+            sys.exit(opened.interact())
+        answer = opened.run(command, deadline=Deadline.after(3600))
+    sys.stdout.buffer.write(answer.stdout)
+    sys.stderr.buffer.write(answer.stderr)
+    sys.exit(answer.code)
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--follow/--no-follow", default=True, help="Go on until the VM ends.")
+def console(name: str, follow: bool) -> None:
+    """Show the serial console of the helper VM NAME.
+
+    Example:  composer vm console c1a2
+    """
+    run = _runs().find(name)
+    if not run.console.exists():
+        raise BadInput(f"the VM {run.name} has no console yet")
+    with run.console.open("rb") as log:
+        while True:
+            text = log.read()
+            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.flush()
+            if not text and (not follow or not run.qemu_pids()):
+                return
+            time.sleep(_POLL_SECONDS)
+
+
+@vm.command("rm")
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Also a VM whose composer is at work.")
+def remove(name: str | None, force: bool) -> None:
+    """End the helper VM NAME, kept or left over; without a NAME, all that are left over.
+
+    Example:  composer vm rm c1a2
+    """
+    runs = _runs()
+    if name is None:
+        cleared = runs.clear_leftovers()
+        click.echo(f"cleared {len(cleared)} leftovers" if cleared else "no leftovers")
+        return
+    run = runs.find(name)
+    if run.alive and not force:
+        raise BadInput(f"the VM {run.name} belongs to a composer at work", hint="end that one, or add --force")
+    run.clear()
+    click.echo(f"{run.name}: ended and removed")

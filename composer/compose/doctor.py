@@ -1,0 +1,130 @@
+"""`composer doctor`: every need of the machine, tried for real, with the command that mends each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from composer import process
+from composer.compose.verify import find_ovmf
+from composer.deadline import Deadline
+from composer.errors import ComposerError
+from composer.helper import machine, probe
+from composer.helper.bootstrap import BootstrapImage, cache_of
+from composer.recipe.values import show_size
+from composer.store.folders import Folders
+from composer.store.runs import Runs
+
+_TOOLS = ("ostree", "qemu-img", "sqfstar", "busybox")
+_DISK_NEEDED = 4 * 2**30
+_MEMORY_NEEDED = 2 * 2**30
+_TOOL_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One need: 'good', 'weak' (works, but slower or less), or 'bad' (jobs will fail)."""
+
+    need: str
+    state: Literal["good", "weak", "bad"]
+    found: str
+    mend: str | None = None
+
+
+def examine(folders: Folders, connect: str) -> Iterator[Finding]:
+    """Yield a finding for each need, in an order in which one mends them."""
+    for tool in _TOOLS:
+        yield _tool(tool)
+    yield from _virtualisation(folders, connect)
+    yield _ovmf()
+    yield _room("disk space for the cache", folders.cache)
+    yield _memory()
+
+
+def _tool(tool: str) -> Finding:
+    try:
+        path = process.find_tool(tool)
+        if tool == "busybox" and b"/ld-linux" in Path(path).read_bytes():
+            return Finding(tool, "bad", f"{path} is not static", "apt install busybox-static")
+        flag = "-version" if tool == "sqfstar" else "--help" if tool == "busybox" else "--version"
+        said = process.run([tool, flag], deadline=Deadline.after(_TOOL_SECONDS), ok=(0, 1)).text
+    except ComposerError as error:
+        return Finding(tool, "bad", error.message, error.hint)
+    first = next((line.strip() for line in said.splitlines() if any(c.isdigit() for c in line)), "")
+    return Finding(tool, "good", f"{path}: {first}"[:120])
+
+
+def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory(prefix="d", dir=folders.runs) as name, Runs(folders.runs).open("doctor") as run:
+        try:
+            with machine.connected(connect, run.libvirt_root, folders.cache / "libvirt") as host:
+                yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")
+                emulated = host.abilities("qemu")
+                if emulated is None:
+                    yield Finding("QEMU", "bad", "libvirt offers no x86_64 q35 machine", "apt install qemu-system-x86")
+                    return
+                yield Finding(
+                    "QEMU", "good", f"{emulated.emulator}: {host.version()}, machine {emulated.machine}"
+                )
+                yield _kvm(host, folders, Path(name))
+        except ComposerError as error:
+            yield Finding("libvirt", "bad", error.message, error.hint)
+
+
+def _kvm(host: machine.Host, folders: Folders, scratch: Path) -> Finding:
+    images = sorted(cache_of(folders.cache).entries(), key=lambda entry: entry.last_used)
+    if not images:
+        return Finding(
+            "KVM",
+            "weak",
+            "not tried yet: that takes a guest, and there is no bootstrap image to run",
+            "composer bootstrap build RECIPE   and then   composer doctor",
+        )
+    verdict = probe.kvm_verdict(host, BootstrapImage(images[-1], fresh=False), folders.cache, scratch)
+    if verdict.usable:
+        return Finding("KVM", "good", verdict.reason)
+    return Finding(
+        "KVM",
+        "weak",
+        f"not usable, guests are emulated (some ten times slower): {verdict.reason}",
+        "usermod -aG kvm $USER" if "group kvm" in verdict.reason else "enable (nested) virtualisation for this host",
+    )
+
+
+def _ovmf() -> Finding:
+    found = find_ovmf()
+    if found is None:
+        return Finding("UEFI firmware", "weak", "not installed; verify can boot under BIOS alone", "apt install ovmf")
+    return Finding("UEFI firmware", "good", str(found[0]))
+
+
+def _room(need: str, folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{show_size(free)} free in {folder}"
+    if free < _DISK_NEEDED:
+        return Finding(need, "bad", text, "composer bootstrap list   and   composer bootstrap rm KEY")
+    return Finding(need, "good", text)
+
+
+def _memory() -> Finding:
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in meminfo}
+    free = int(fields["MemAvailable"]) * 1024
+    text = f"{show_size(free)} available, {os.cpu_count()} CPUs"
+    if free < _MEMORY_NEEDED:
+        return Finding("memory", "bad", text, '[bootstrap] memory = "512 MiB"   in the recipe needs less')
+    return Finding("memory", "good", text)
+
+
+def all_findings(folders: Folders, connect: str, told: Callable[[Finding], None]) -> list[Finding]:
+    """Return all findings, telling each as it is made."""
+    findings = []
+    for finding in examine(folders, connect):
+        told(finding)
+        findings.append(finding)
+    return findings

@@ -1,0 +1,131 @@
+"""`composer update`: brings a disk to a newer commit, moving only what it lacks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.compose import steps
+from composer.compose.build import TARGET_SERIAL, Outcome, deployments_of
+from composer.compose.progress import pull_watched
+from composer.compose.workshop import Workshop, beside, check_room, disk_locked
+from composer.disk import image
+from composer.disk.manifest import Deed, Identity, Manifest, load_manifest, publish_disk, settle
+from composer.disk.qcow2 import check_disk
+from composer.errors import BadInput, ComposerError
+from composer.export.http import http_export
+from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
+from composer.helper.domain import Backing, Disk
+from composer.helper.job import Job, check_tools, run_job
+from composer.helper.lease import HelperShape
+from composer.plan import Source, check_bootable
+from composer.repo import Repo
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says instead of the manifest; None leaves the manifest's word."""
+
+    repo: str | None = None
+    ref: str | None = None
+    keep: int | None = None
+
+
+def known_disk(disk: Path) -> Manifest:
+    """Return the manifest of a disk; BadInput where there is no safe disk or no manifest beside it."""
+    check_disk(disk)
+    manifest = load_manifest(disk)
+    if manifest is None:
+        raise BadInput(
+            f"{disk} has no manifest beside it, so it is not known what is on it",
+            hint=f"put {disk.name}.manifest.json back beside it, or build it anew: composer build RECIPE",
+        )
+    return manifest
+
+
+def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
+    """Bring ``disk`` to the commit that its ref names now.
+
+    A disk that has the commit already is left alone, without a VM.  The work happens on an overlay; the
+    disk itself is replaced at the very end, by a finished and checked one, in one rename.
+    """
+    known_disk(disk)  # what is wrong with the disk is told before anything is locked or made
+    with disk_locked(disk, "update"):
+        settle(disk)
+        manifest = _overridden(known_disk(disk), overrides)
+        with workshop.reporter.phase("plan", "reading manifest and commit"):
+            repo = workshop.repo(manifest.repo, Path.cwd(), [manifest.ref])
+            commit = repo.resolve(manifest.ref, workshop.deadline)
+            source = Source(manifest.ref, commit, manifest.stateroot, manifest.keep, manifest.remote)
+        if manifest.commit == commit and manifest.disk == Identity.of(disk):
+            return Outcome(disk, manifest, changed=False)
+        check_bootable(repo.kernel_tree(commit, workshop.deadline))
+        check_room(disk.parent, disk.stat().st_size, "the updated disk")
+        return _bring(workshop, disk, manifest, source, repo)
+
+
+def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
+    said = {"repo": overrides.repo, "ref": overrides.ref, "keep": overrides.keep}
+    return manifest.model_copy(update={key: value for key, value in said.items() if value is not None})
+
+
+def bootstrap_for(
+    workshop: Workshop, manifest: Manifest, repo: Repo | None, wanted: tuple[str, ...]
+) -> BootstrapImage:
+    """Return a helper's image for work on a known disk.
+
+    The one that the disk was built with will do as long as it is cached: a helper brings tools, and
+    making an image of each night's commit would cost more than the update.
+    """
+    settings = manifest.helper
+    cached = find_bootstrap(cache_of(workshop.folders.cache), settings.commit)
+    if cached is not None:
+        check_tools(wanted, cached)
+        return cached
+    repo = repo or workshop.repo(manifest.repo, Path.cwd(), [manifest.ref])
+    commit = settings.commit
+    if not repo.has_commit(commit, workshop.deadline):
+        commit = repo.resolve(settings.ref, workshop.deadline)
+        workshop.reporter.note("bootstrap", f"the helper's former commit is gone; using {settings.ref} of now")
+    return workshop.bootstrap(repo, commit, wanted)
+
+
+def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, repo: Repo) -> Outcome:
+    began = time.monotonic()
+    bootstrap = bootstrap_for(workshop, manifest, repo, steps.UPDATE_STEPS)
+    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
+    before = Identity.of(disk)
+    with beside(disk) as folder, http_export(repo) as export:
+        overlay, new = folder / "overlay.qcow2", folder / disk.name
+        image.create_overlay(overlay, disk, workshop.deadline)
+        target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
+        job = Job(
+            steps.UPDATE_STEPS, {**steps.partition_data(manifest.partitions), **steps.source_data(source, export)}
+        )
+        with workshop.bench(f"update {disk.name}", bootstrap) as bench, workshop.helper(bench, shape) as helper:
+            helper.machine.attach(target)
+            with pull_watched(export, workshop.reporter):
+                result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)
+            with workshop.reporter.phase("detach", "detaching the disk"):
+                helper.machine.detach(target, workshop.deadline)
+        with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
+            image.check(overlay, workshop.deadline)
+            image.flatten(overlay, new, workshop.deadline)
+            if Identity.of(disk) != before:
+                raise ComposerError(
+                    f"{disk} was changed by somebody else while it was updated",
+                    disk="the disk is as that other program left it; the update was dropped",
+                    hint=f"composer update {disk}   once nothing else uses it",
+                )
+            new.chmod(disk.stat().st_mode & 0o777)
+            deed = Deed(
+                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                what="update",
+                commit=source.commit,
+                seconds=round(time.monotonic() - began, 2),
+                bytes=export.served.bytes,
+            )
+            after = manifest.after(deed, deployments_of(result), Identity.of(new))
+            publish_disk(new, disk, after)
+    return Outcome(disk, after, True, export.served.bytes, export.served.files)

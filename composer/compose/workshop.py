@@ -1,0 +1,170 @@
+"""What every job needs around it: folders, a reporter, a deadline, and helpers on demand."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError
+from composer.events import Reporter
+from composer.helper import lease, machine, probe
+from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
+from composer.helper.job import check_tools
+from composer.helper.lease import Helper, HelperShape
+from composer.helper.machine import Abilities, Host
+from composer.recipe.values import show_size
+from composer.repo import Repo, open_repo
+from composer.store.folders import Folders
+from composer.store.locks import locked
+from composer.store.runs import Run, Runs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line sets for any job; ``timeout`` in seconds for the whole of it."""
+
+    connect: str = machine.EMBEDDED
+    accelerator: str = "auto"
+    timeout: float = 3600.0
+    keep_vm: bool = False
+    debug_shell: bool = False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A place to work in during one job: libvirt, the accelerator, a folder that goes away."""
+
+    run: Run
+    host: Host
+    image: BootstrapImage
+    abilities: Abilities
+
+    @property
+    def accelerator(self) -> str:
+        """'KVM' or 'TCG'."""
+        return "KVM" if self.abilities.kind == "kvm" else "TCG"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every job needs; ``logs`` keeps the console of a job that failed."""
+
+    folders: Folders
+    reporter: Reporter
+    options: Options
+    deadline: Deadline
+
+    @property
+    def logs(self) -> Path:
+        """Where the consoles of failed jobs stay."""
+        return self.folders.cache / "logs"
+
+    def repo(self, source: str, folder: Path, refs: list[str]) -> Repo:
+        """Open the repo that a recipe or a manifest names."""
+        return open_repo(source, folder, self.folders.cache / "mirrors", refs, self.deadline)
+
+    def bootstrap(self, repo: Repo, commit: str, steps: tuple[str, ...]) -> BootstrapImage:
+        """Return the bootstrap image of a commit, made now if need be, with all that the steps need."""
+        began = time.monotonic()
+        self.reporter.started("bootstrap", "making the bootstrap image")
+        image = build_bootstrap(cache_of(self.folders.cache), repo, commit, self.deadline)
+        check_tools(steps, image)
+        self.reporter.ended("bootstrap", time.monotonic() - began, how="made" if image.fresh else "cached")
+        return image
+
+    @contextmanager
+    def bench(self, purpose: str, image: BootstrapImage) -> Iterator[Bench]:
+        """Yield a place to work in; whatever ran there has ended when the block has."""
+        runs = Runs(self.folders.runs)
+        for name in runs.clear_leftovers():
+            self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
+        with ExitStack() as stack:
+            run = stack.enter_context(runs.open(purpose))
+            run.describe(purpose, self.options.connect)
+            stack.enter_context(self._console_kept(run))
+            host = stack.enter_context(
+                machine.connected(self.options.connect, run.libvirt_root, self.folders.cache / "libvirt")
+            )
+            abilities, verdict = probe.choose(
+                host, image, self.folders.cache, run.path, self.options.accelerator
+            )
+            if abilities.kind != "kvm" and self.options.accelerator == "auto":
+                self.reporter.warn("accelerator", f"no KVM, using TCG (slow): {verdict.reason}")
+            yield Bench(run, host, image, abilities)
+
+    @contextmanager
+    def helper(self, bench: Bench, shape: HelperShape) -> Iterator[Helper]:
+        """Yield a running helper; on failure it is kept or opened for the user if that was asked for."""
+        with ExitStack() as stack:
+            with self.reporter.phase("helper", f"starting the helper VM ({bench.accelerator})"):
+                helper = stack.enter_context(
+                    lease.cold_helper(
+                        bench.host, bench.image, bench.abilities, shape, bench.run, self.deadline
+                    )
+                )
+            try:
+                yield helper
+            except ComposerError:
+                self._offer(helper)
+                raise
+
+    def _offer(self, helper: Helper) -> None:
+        if not helper.machine.running():
+            return
+        if self.options.debug_shell:
+            self.reporter.note("debug", "a shell in the helper; the job's files are in /run/composer/job")
+            helper.shell.interact()
+        if self.options.keep_vm:
+            lease.keep(helper, Deadline.after(10))
+            self.reporter.note("debug", f"the helper stays: composer vm ssh {helper.run.name}")
+
+    @contextmanager
+    def _console_kept(self, run: Run) -> Iterator[None]:
+        """Have the console of a failed job outlive the job's folder."""
+        try:
+            yield
+        except ComposerError as error:
+            if run.console.exists():
+                self.logs.mkdir(parents=True, exist_ok=True)
+                error.log = self.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.name}.console.log"
+                shutil.copyfile(run.console, error.log)
+            raise
+
+
+@contextmanager
+def disk_locked(disk: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock of a disk for the block; Busy at once where another composer has it."""
+    with locked(disk.with_name(f".{disk.name}.lock"), purpose=purpose, what=f"the disk {disk}"):
+        yield
+
+
+@contextmanager
+def beside(disk: Path) -> Iterator[Path]:
+    """Yield a folder beside a disk, on the same file system, for what may take its place.
+
+    With the disk's lock held, so what an earlier composer left there belongs to nobody.
+    """
+    prefix = f".{disk.name}.work."
+    for left in disk.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=disk.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Raise BadInput where a file system has less than ``needed`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BadInput(
+            f"{folder} has {show_size(free)} free; {what} needs {show_size(needed)}",
+            hint="composer bootstrap list   and   composer bootstrap rm KEY   free some",
+        )

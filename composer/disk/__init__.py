@@ -1,0 +1,1 @@
+"""Disk images on the host: their headers, their layout, and the manifest beside them."""

@@ -1,0 +1,176 @@
+"""The manifest beside a disk: what is on it, where that came from, and what was done to it.
+
+`DISK.manifest.json`.  Disk and manifest are two files and so two renames; a manifest that is about to
+take effect waits as `.next` with the size and time of the disk that it belongs to, and whoever comes
+next knows by these whether the disk's rename happened.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from composer.errors import BadInput
+from composer.store.folders import fsync_path, publish, written_beside
+
+_FORMAT = 1
+_HISTORY = 100
+_LARGEST = 2**22
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Identity(_Data):
+    """Tells a disk from what it becomes when anybody writes to it."""
+
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Read it off a file."""
+        status = path.stat()
+        return cls(size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+class Deployment(_Data):
+    """A deployment on the disk; the first one is the default."""
+
+    commit: str
+    serial: int
+    stateroot: str
+    refspec: str | None
+    version: str | None
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Read what the guest's step `report` says of one."""
+        commit, serial, stateroot, refspec, version = line.split(" ", 4)
+        return cls(
+            commit=commit,
+            serial=int(serial),
+            stateroot=stateroot,
+            refspec=None if refspec == "-" else refspec,
+            version=None if version == "-" else version[:128],
+        )
+
+
+class Deed(_Data):
+    """One thing done to the disk; ``bytes`` is what was moved into the helper."""
+
+    time: str
+    what: str
+    commit: str
+    seconds: float
+    bytes: int
+
+
+class HelperSettings(_Data):
+    """The helper that worked on the disk, for the next one: a commit of the repo, and its size."""
+
+    ref: str
+    commit: str
+    memory: int
+    cpus: int
+
+
+class Manifest(_Data):
+    """All that `composer update DISK` needs to know besides the disk."""
+
+    format: int = _FORMAT
+    name: str
+    recipe: str | None
+    plan: str
+    repo: str
+    ref: str
+    stateroot: str
+    remote: str | None
+    keep: int = Field(ge=1)
+    firmware: str
+    partitions: dict[str, int]
+    helper: HelperSettings
+    deployments: tuple[Deployment, ...] = Field(min_length=1)
+    disk: Identity
+    history: tuple[Deed, ...] = ()
+
+    @property
+    def commit(self) -> str:
+        """The commit of the default deployment."""
+        return self.deployments[0].commit
+
+    def after(self, deed: Deed, deployments: tuple[Deployment, ...], disk: Identity) -> Manifest:
+        """Return the manifest of the disk once something was done to it."""
+        history = (*self.history, deed)[-_HISTORY:]
+        return self.model_copy(update={"deployments": deployments, "disk": disk, "history": history})
+
+
+def manifest_path(disk: Path) -> Path:
+    """Return where a disk's manifest lies."""
+    return disk.with_name(f"{disk.name}.manifest.json")
+
+
+def _next_path(disk: Path) -> Path:
+    return disk.with_name(f"{disk.name}.manifest.json.next")
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise BadInput(f"the manifest {path} is too large to be one")
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"the manifest {path} is damaged: {where}: {first['msg']}") from error
+
+
+def load_manifest(disk: Path) -> Manifest | None:
+    """Return the manifest of a disk, or None where it has none.
+
+    One that waits for its disk counts if the disk is already there.  Raises BadInput for a damaged one.
+    """
+    waiting, settled = _next_path(disk), manifest_path(disk)
+    if waiting.exists() and disk.exists():
+        try:
+            manifest = _parse(waiting)
+        except BadInput:
+            manifest = None  # its writing was cut off, so the disk was not renamed either
+        if manifest and manifest.disk == Identity.of(disk):
+            return manifest
+    return _parse(settled) if settled.exists() else None
+
+
+def settle(disk: Path) -> None:
+    """Finish or drop what a killed composer left half done; call it with the disk's lock held."""
+    waiting = _next_path(disk)
+    if not waiting.exists():
+        return
+    if load_manifest(disk) is not None and _belongs(waiting, disk):
+        publish(waiting, manifest_path(disk))
+    else:
+        waiting.unlink()
+
+
+def _belongs(waiting: Path, disk: Path) -> bool:
+    try:
+        return disk.exists() and _parse(waiting).disk == Identity.of(disk)
+    except BadInput:
+        return False
+
+
+def publish_disk(new: Path, disk: Path, manifest: Manifest) -> None:
+    """Put a finished disk and its manifest in place; a crash leaves the old pair or the new one.
+
+    ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.
+    """
+    waiting = _next_path(disk)
+    with written_beside(waiting) as beside:
+        beside.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
+    publish(new, disk)
+    waiting.replace(manifest_path(disk))
+    fsync_path(disk.parent)

@@ -1,0 +1,122 @@
+"""The errors users see.
+
+Each names what failed and, where there is one, the fix.  The command line turns them into an exit
+code and a short text; library code raises them and never prints.
+
+    ComposerError            exit 1: the job failed
+    |-- BadInput             exit 2: what the user gave cannot work; nothing was started
+    |   `-- RecipeErrors     all faults of a recipe at once
+    |-- DeadlineExpired      something did not happen in time
+    |-- ToolFailed           a host tool ended with an error
+    |-- HelperDied           the helper VM ended or hung
+    |-- GuestStepFailed      a step inside the helper failed
+    |-- ShellFailed          the channel into the helper failed
+    |-- Busy                 another composer holds what this one needs
+    `-- VerifyFailed         the product did not do what it must
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ComposerError(Exception):
+    """A failure with a message for the user.
+
+    ``hint`` is the way out, best a command to type; ``log`` the file that tells more; ``disk`` the
+    state of the disk, one sentence; ``detail`` some lines of evidence, such as a console's tail.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        disk: str | None = None,
+        detail: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.disk = disk
+        self.detail = detail
+        self.log = log
+
+
+class BadInput(ComposerError):
+    """What the user gave cannot work; nothing was started and nothing was changed."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault in a recipe: where it stands and why it is one."""
+
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}" if self.key else self.reason
+
+
+class RecipeErrors(BadInput):
+    """All faults of one recipe, so that it is mended in one go."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = "\n".join(f"{source}: {fault}" for fault in faults)
+        super().__init__(
+            f"the recipe has {count}:\n{lines}",
+            hint="`composer recipe schema` prints every key that a recipe may have",
+        )
+        self.faults = tuple(faults)
+
+
+class DeadlineExpired(ComposerError):
+    """Something did not happen in its time."""
+
+
+class ToolFailed(ComposerError):
+    """A host tool ended with an error; ``stderr`` is what it said."""
+
+    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
+        said = stderr.strip().splitlines()
+        last = said[-1] if said else "it said nothing"
+        super().__init__(
+            f"{Path(argv[0]).name} ended with {returncode}: {last}",
+            detail="\n".join(said[-10:]) if len(said) > 1 else None,
+        )
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+class HelperDied(ComposerError):
+    """The helper VM ended, or stopped answering."""
+
+
+class GuestStepFailed(ComposerError):
+    """A step inside the helper failed; ``step`` is its name."""
+
+    def __init__(self, step: str, reason: str, *, detail: str | None = None) -> None:
+        super().__init__(f"step {step!r} in the helper failed: {reason}", detail=detail)
+        self.step = step
+        self.reason = reason
+
+
+class ShellFailed(ComposerError):
+    """The channel into the helper could not be opened or broke."""
+
+
+class Busy(ComposerError):
+    """Another composer holds what this one needs."""
+
+
+class VerifyFailed(ComposerError):
+    """The product did not boot, or booted into something else than it claims."""

@@ -1,0 +1,194 @@
+"""The host's repo over HTTP, for the length of one pull.
+
+On loopback, behind a random token, read-only; it knows only the paths that an archive repo has
+(ostree-repo.c and ostree-repo-pull.c name them) and follows no link.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from composer.repo import Repo
+
+# The helper's user network shows it the host's loopback at this address (QEMU's -netdev user).
+GUEST_VIEW_OF_HOST = "10.0.2.2"
+
+_SAFE = r"[A-Za-z0-9_][-._A-Za-z0-9]*"
+_PATHS = re.compile(
+    r"(?:"
+    r"objects/[0-9a-f]{2}/[0-9a-f]{62}\.(?:filez|dirtree|dirmeta|commit|commitmeta|payload-link)"
+    rf"|refs/(?:heads|mirrors|remotes)/{_SAFE}(?:/{_SAFE})*"
+    r"|summary(?:\.sig)?|summaries/[0-9a-f]{64}(?:-[0-9a-f]{64})?\.(?:gz|delta|sig)"
+    r"|deltas/[0-9A-Za-z_+]{2}/[-0-9A-Za-z_+]{1,128}/(?:superblock|[0-9]{1,6})"
+    r"|delta-indexes/[0-9A-Za-z_+]{2}/[0-9A-Za-z_+]{1,64}\.index"
+    r")"
+)
+# A repo's own config may hold credentials of its remotes; the guest needs to know the mode alone.
+_CONFIG = b"[core]\nrepo_version=1\nmode=archive-z2\n"
+_IDLE_SECONDS = 60
+_CHUNK = 2**18
+
+
+class Counter:
+    """How much was served."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.files = 0
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        """Count one file."""
+        with self._lock:
+            self.files += 1
+            self.bytes += size
+
+
+class HttpExport:
+    """A running export: where the guest finds the repo, and what it has taken."""
+
+    def __init__(self, port: int, token: str, served: Counter) -> None:
+        self.port = port
+        self.token = token
+        self.served = served
+
+    @property
+    def guest_url(self) -> str:
+        """The repo's URL as the helper sees it."""
+        return f"http://{GUEST_VIEW_OF_HOST}:{self.port}/{self.token}"
+
+    @property
+    def host_url(self) -> str:
+        """The repo's URL on the host."""
+        return f"http://127.0.0.1:{self.port}/{self.token}"
+
+
+def _open_beneath(root: int, path: str) -> int:
+    """Open a file below the folder ``root`` without following a link anywhere on the way."""
+    *folders, name = path.split("/")
+    here = os.dup(root)
+    try:
+        for folder in folders:
+            inner = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = inner
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, root: int, token: str, served: Counter) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root = root
+        self.prefix = f"/{token}/"
+        self.served = served
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Drop a client that went away; there is nobody to tell."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _IDLE_SECONDS
+    # Header and content leave in one segment where they fit one: many small objects are the rule.
+    wbufsize = 2**16
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+        """Serve one path of the repo."""
+        self._serve(with_body=True)
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        """Tell whether a path is there."""
+        self._serve(with_body=False)
+
+    def _serve(self, *, with_body: bool) -> None:
+        prefix = self.server.prefix
+        # compare_digest: the time an answer takes must not tell how much of the token is right.
+        given = self.path[: len(prefix)].encode("utf-8", "replace")
+        if not secrets.compare_digest(given, prefix.encode()):
+            return self._refuse(HTTPStatus.FORBIDDEN)
+        path = self.path[len(prefix) :]
+        if path == "config":
+            return self._send_bytes(_CONFIG, with_body)
+        if not _PATHS.fullmatch(path):
+            return self._refuse(HTTPStatus.NOT_FOUND)
+        try:
+            descriptor = _open_beneath(self.server.root, path)
+        except OSError:
+            return self._refuse(HTTPStatus.NOT_FOUND)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return self._refuse(HTTPStatus.NOT_FOUND)
+            return self._send_file(descriptor, status.st_size, with_body)
+        finally:
+            os.close(descriptor)
+
+    def _headers(self, status: HTTPStatus, length: int) -> None:
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self._headers(status, 0)
+
+    def _send_bytes(self, content: bytes, with_body: bool) -> None:
+        self._headers(HTTPStatus.OK, len(content))
+        if with_body:
+            self.wfile.write(content)
+
+    def _send_file(self, descriptor: int, size: int, with_body: bool) -> None:
+        self._headers(HTTPStatus.OK, size)
+        if not with_body:
+            return
+        left = size
+        while left:
+            chunk = os.read(descriptor, min(left, _CHUNK))
+            if not chunk:  # cut off while we served it; the length we promised cannot be kept
+                self.close_connection = True
+                return
+            self.wfile.write(chunk)
+            left -= len(chunk)
+        self.server.served.add(size)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
+        """Keep quiet: the token is in each path."""
+
+
+@contextmanager
+def http_export(repo: Repo) -> Iterator[HttpExport]:
+    """Serve ``repo`` for the block."""
+    token = secrets.token_urlsafe(24)
+    served = Counter()
+    root = os.open(Path(repo.path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _Server(root, token, served) as server:
+            thread = threading.Thread(
+                target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="http-export", daemon=True
+            )
+            thread.start()
+            try:
+                yield HttpExport(server.server_address[1], token, served)
+            finally:
+                server.shutdown()
+                thread.join()
+    finally:
+        os.close(root)

@@ -1,0 +1,1 @@
+"""The helper VM: its image, its machine, the shell into it, and the jobs it is given."""

@@ -1,0 +1,144 @@
+"""The bootstrap image: what a helper VM boots from, made from a commit and kept by its content.
+
+`root.squashfs` is the commit's tree, streamed from `ostree export` so that owners, modes and odd names
+are right without root; `vmlinuz` is its kernel; `initramfs.img` is our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer import process
+from composer.deadline import Deadline
+from composer.errors import BadInput
+from composer.helper.initramfs import APPLETS, NEEDED, WELCOME, ModuleIndex, build_initramfs
+from composer.repo import Repo, Tree
+from composer.resources import bootstrap_file
+from composer.store.cache import Cache, Entry, key_of
+
+KIND = "bootstrap"
+_FORMAT = 1
+_ROOT, _VMLINUZ, _INITRAMFS = "root.squashfs", "vmlinuz", "initramfs.img"
+
+
+@dataclass(frozen=True)
+class BootstrapImage:
+    """A helper's kernel, initramfs and root, on the host."""
+
+    entry: Entry
+    fresh: bool
+
+    @property
+    def root(self) -> Path:
+        """The read-only root, a squashfs."""
+        return self.entry.path / _ROOT
+
+    @property
+    def vmlinuz(self) -> Path:
+        """The kernel."""
+        return self.entry.path / _VMLINUZ
+
+    @property
+    def initramfs(self) -> Path:
+        """The initramfs, to which the keys of a run are appended."""
+        return self.entry.path / _INITRAMFS
+
+    @property
+    def programs(self) -> frozenset[str]:
+        """The names of the programs that its tree has."""
+        return frozenset(self.entry.info["programs"])
+
+
+def cache_of(folder: Path) -> Cache:
+    """Return the cache of bootstrap images."""
+    return Cache(folder, KIND)
+
+
+def _busybox() -> Path:
+    path = Path(process.find_tool("busybox"))
+    # A dynamically linked one names its loader, and there is none in the initramfs.
+    if b"/ld-linux" in path.read_bytes():
+        raise BadInput(
+            f"{path} is not statically linked, and the helper needs it so", hint="apt install busybox-static"
+        )
+    return path
+
+
+def find_bootstrap(cache: Cache, commit: str) -> BootstrapImage | None:
+    """Return the bootstrap image of a commit if there is one already."""
+    entry = cache.find(key_of(_inputs(commit)))
+    return BootstrapImage(entry, fresh=False) if entry else None
+
+
+def _inputs(commit: str) -> dict[str, Any]:
+    """Return all that goes into an image; its hash is the image's key."""
+    return {
+        "format": _FORMAT,
+        "commit": commit,
+        "busybox": _digest(_busybox().read_bytes()),
+        "init": _digest(bootstrap_file("init").read_bytes()),
+        "guest-init": _digest(bootstrap_file("guest-init").read_bytes()),
+        "modules": [NEEDED, WELCOME],
+        "applets": APPLETS,
+        "arch": platform.machine(),
+    }
+
+
+def build_bootstrap(cache: Cache, repo: Repo, commit: str, deadline: Deadline) -> BootstrapImage:
+    """Return the bootstrap image of a commit, made now if there is none yet.
+
+    Raises BadInput where the tree has no kernel, no sshd, or a kernel without the needed modules.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        return _make(folder, repo, repo.tree(commit, deadline), deadline)
+
+    entry, fresh = cache.get(_inputs(commit), make, deadline)
+    return BootstrapImage(entry, fresh)
+
+
+def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str, Any]:
+    """Fill the folder of a new image; return what to remember about it."""
+    kernel = tree.kernel()
+    programs = tree.programs()
+    if "sshd" not in programs:
+        raise BadInput(
+            f"the tree {tree.commit[:12]} has no sshd, which the helper is reached through",
+            hint="add openssh-server to it, or name another tree for the helper: [bootstrap] ref = ...",
+        )
+    modules = f"/usr/lib/modules/{kernel.version}"
+
+    def read(path: str) -> bytes:
+        return repo.read(tree.commit, path, deadline)
+
+    def unzstd(content: bytes) -> bytes:
+        return process.run(["zstd", "-dc"], stdin=content, deadline=deadline).stdout
+
+    index = ModuleIndex.parse(
+        read(f"{modules}/modules.dep").decode(), read(f"{modules}/modules.builtin").decode()
+    )
+    initramfs = build_initramfs(
+        busybox=_busybox().read_bytes(),
+        init=bootstrap_file("init").read_bytes(),
+        guest_init=bootstrap_file("guest-init").read_bytes(),
+        index=index,
+        read_module=lambda path: read(path if path.startswith("/") else f"{modules}/{path}"),
+        unzstd=unzstd,
+    )
+    (folder / _INITRAMFS).write_bytes(initramfs)
+    (folder / _VMLINUZ).write_bytes(read(kernel.vmlinuz))
+    process.pipeline(
+        repo.export_argv(tree.commit),
+        ["sqfstar", "-quiet", "-no-progress", "-comp", "lz4", "-no-xattrs", str(folder / _ROOT)],
+        deadline=deadline,
+    )
+    return {"commit": tree.commit, "kernel": kernel.version, "repo": repo.source, "programs": programs}
+
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,107 @@
+"""What a VM is made of, and its libvirt XML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from composer.resources import bootstrap_file
+
+SSH_PORT = "composer.ssh"
+DEBUG_PORT = "composer.debug"
+
+
+@dataclass(frozen=True)
+class DirectKernel:
+    """A kernel that QEMU loads itself, without a bootloader."""
+
+    vmlinuz: Path
+    initramfs: Path
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Uefi:
+    """OVMF: its code, shared, and this machine's own variables."""
+
+    code: Path
+    variables: Path
+
+
+@dataclass(frozen=True)
+class Backing:
+    """The file below an overlay."""
+
+    path: Path
+    format: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a VM.
+
+    ``serial`` is how the guest finds it, 20 characters at most (QEMU cuts the rest for SCSI).
+    ``cache`` 'unsafe' ignores the guest's flushes: for files that nobody keeps if the job fails.
+    """
+
+    path: Path
+    format: str
+    serial: str
+    device: str
+    readonly: bool = False
+    cache: str = "unsafe"
+    boot: bool = False
+    backing: Backing | None = None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A virtio-serial port with a unix socket on the host."""
+
+    name: str
+    socket: Path
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A whole VM; ``memory`` is in bytes."""
+
+    name: str
+    kind: str
+    emulator: str
+    machine: str
+    cpu_mode: str
+    memory: int
+    cpus: int
+    console: Path
+    kernel: DirectKernel | None = None
+    uefi: Uefi | None = None
+    disks: tuple[Disk, ...] = ()
+    channels: tuple[Channel, ...] = ()
+    network: bool = False
+    report: Path | None = None
+    screen: bool = False
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(bootstrap_file(".")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=False,
+    )
+
+
+def disk_xml(disk: Disk) -> Markup:
+    """Return the XML of one disk, as it is attached to a running machine."""
+    # Rendered with autoescape, so it may stand in the domain's XML as it is.
+    return Markup(_environment().get_template("disk.xml.j2").render(disk=disk).strip())  # noqa: S704
+
+
+def domain_xml(domain: Domain) -> str:
+    """Return the XML of a VM."""
+    return _environment().get_template("domain.xml.j2").render(domain=domain, disk_xml=disk_xml)

@@ -1,0 +1,173 @@
+"""A job for the helper: steps with their data go in, events and one result come back.
+
+Upload and run are one command, so a job costs one round trip.  Everything the recipe or the host has
+to say travels as files of a tar archive; the command itself never changes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, GuestStepFailed
+from composer.events import Reporter
+from composer.helper.bootstrap import BootstrapImage
+from composer.helper.shell import Shell
+from composer.resources import bootstrap_file
+
+_FOLDER = "/run/composer/job"
+# The tree's own sh, not busybox's: the latter prefers its own applets to the tree's programs.
+_RUN = ["/bin/sh", "-c", f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cd {_FOLDER} && tar -x && exec /bin/sh ./dispatch"]
+_LONGEST_LINE = 2**18
+_STEP_NAME = re.compile(r"^[a-z0-9-]{1,40}$")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Steps to run in order, and their data: file names below data/ with what is in them."""
+
+    steps: tuple[str, ...]
+    data: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What the steps had to report: pairs in the order they came; a key may come several times."""
+
+    values: tuple[tuple[str, str], ...]
+    seconds: Mapping[str, float]
+
+    def all(self, key: str) -> list[str]:
+        """Return all values of a key."""
+        return [value for name, value in self.values if name == key]
+
+    def one(self, key: str) -> str:
+        """Return the value of a key that comes once; GuestStepFailed where it did not come."""
+        values = self.all(key)
+        if len(values) != 1:
+            raise GuestStepFailed("report", f"{len(values)} values of {key!r} came back instead of one")
+        return values[0]
+
+
+def _step_file(step: str) -> Path:
+    return bootstrap_file("guest") / "steps" / f"{step}.sh"
+
+
+def check_tools(steps: tuple[str, ...], image: BootstrapImage) -> None:
+    """Raise BadInput where the helper's tree lacks a program that a step needs, before any VM starts."""
+    lacking = []
+    for step in steps:
+        for line in _step_file(step).read_text().splitlines():
+            if line.startswith("# needs: "):
+                needed = line.removeprefix("# needs: ").split()
+                lacking += [f"{tool} (step {step})" for tool in needed if tool not in image.programs]
+    if lacking:
+        raise BadInput(
+            f"the helper's tree {image.entry.info['commit'][:12]} lacks programs: {', '.join(lacking)}",
+            hint="add them to the tree, or name another tree for the helper: [bootstrap] ref = ...",
+        )
+
+
+def _archive(job: Job) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+
+        def add(name: str, content: bytes) -> None:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            entry.mode = 0o600
+            archive.addfile(entry, io.BytesIO(content))
+
+        for name in ("dispatch", "lib.sh"):
+            add(name, (bootstrap_file("guest") / name).read_bytes())
+        for step in job.steps:
+            add(f"steps/{step}.sh", _step_file(step).read_bytes())
+        add("steps.list", "".join(f"{step}\n" for step in job.steps).encode())
+        for name, content in sorted(job.data.items()):
+            add(f"data/{name}", content)
+    return buffer.getvalue()
+
+
+class _Answers:
+    """Reads the dispatcher's lines.  The guest is not trusted: what is no event is dropped."""
+
+    def __init__(self, reporter: Reporter, titles: Mapping[str, str]) -> None:
+        self._reporter = reporter
+        self._titles = titles
+        self._rest = b""
+        self.seconds: dict[str, float] = {}
+        self.values: tuple[tuple[str, str], ...] | None = None
+        self.failed: GuestStepFailed | None = None
+        self.running = ""
+
+    def feed(self, chunk: bytes) -> None:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        self._rest = self._rest[:_LONGEST_LINE]
+        for line in lines:
+            try:
+                event = json.loads(line[:_LONGEST_LINE].decode("utf-8", "replace"))
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                self._take(event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        step = str(event.get("step", ""))
+        kind = event.get("event")
+        if kind == "result" and isinstance(event.get("values"), list):
+            pairs = [pair for pair in event["values"] if isinstance(pair, list) and len(pair) == 2]
+            self.values = tuple((str(key), str(value)) for key, value in pairs)
+        elif not _STEP_NAME.match(step):
+            return
+        elif kind == "start":
+            self.running = step
+            self._reporter.started(step, self._titles.get(step, step))
+        elif kind == "end" and isinstance(event.get("ms"), int):
+            self.seconds[step] = event["ms"] / 1000
+            self._reporter.ended(step, event["ms"] / 1000)
+        elif kind == "failed":
+            self.failed = GuestStepFailed(step, str(event.get("why")), detail=str(event.get("log")) or None)
+
+
+# What a user reads while a step runs.
+_TITLES = {
+    "partition": "writing the partition table",
+    "format-ext4": "making the root file system",
+    "format-esp": "making the EFI system partition",
+    "init-sysroot": "making the sysroot",
+    "mount-sysroot": "mounting the root",
+    "mount-readonly": "mounting the root, read-only",
+    "pull-http": "pulling the commit over HTTP",
+    "deploy": "deploying",
+    "bootloader-bios": "installing GRUB for BIOS",
+    "bootloader-uefi": "installing GRUB for UEFI",
+    "customise": "setting hostname, accounts and files",
+    "report": "reading what is on the disk",
+    "finalise": "trimming, unmounting and checking",
+    "fsck": "checking every object",
+    "arm-verify": "preparing the boot under test",
+}
+
+
+def run_job(shell: Shell, job: Job, reporter: Reporter, deadline: Deadline) -> JobResult:
+    """Run a job in a helper.
+
+    Raises GuestStepFailed with the step and its reason; HelperDied and DeadlineExpired as the shell.
+    """
+    answers = _Answers(reporter, _TITLES)
+    answer = shell.run(_RUN, stdin=_archive(job), on_stdout=answers.feed, deadline=deadline)
+    if answers.failed:
+        raise answers.failed
+    if answer.code != 0 or answers.values is None:
+        said = answer.stderr.decode("utf-8", "replace").strip()
+        raise GuestStepFailed(
+            answers.running or "dispatch", f"the dispatcher ended with {answer.code}", detail=said[-2000:] or None
+        )
+    return JobResult(answers.values, answers.seconds)

@@ -1,0 +1,40 @@
+"""The keys of one run: made for it, known to both sides before the first connect, gone with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """An ed25519 key in OpenSSH's form; ``private`` never goes into logs or argv."""
+
+    private: str
+    public: str
+
+    def __repr__(self) -> str:
+        return f"KeyPair({self.public})"
+
+    @classmethod
+    def generate(cls) -> KeyPair:
+        """Make a new key."""
+        key = Ed25519PrivateKey.generate()
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        return cls(private.decode(), public.decode())
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The guest's host key and the composer's own."""
+
+    host: KeyPair
+    user: KeyPair
+
+    @classmethod
+    def generate(cls) -> RunKeys:
+        """Make both."""
+        return cls(KeyPair.generate(), KeyPair.generate())

@@ -1,0 +1,307 @@
+"""Virtual machines through libvirt; the only module that imports it.
+
+By default the QEMU driver runs inside this process (`qemu:///embed`): no daemon, no root, nothing
+shared with other composers.  Any other connection URI works as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from xml.etree import ElementTree
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError, HelperDied
+from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
+
+# libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
+# reports as an error reaches us as an exception anyway.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+import libvirt  # noqa: E402
+
+EMBEDDED = "embed"
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 15
+_END_SECONDS = 15.0
+
+
+class Machine(Protocol):
+    """A running VM, as jobs see it."""
+
+    @property
+    def console(self) -> Path:
+        """The log of its serial console."""
+
+    def running(self) -> bool:
+        """Whether it still runs."""
+
+    def attach(self, disk: Disk) -> None:
+        """Give it a disk while it runs."""
+
+    def detach(self, disk: Disk, deadline: Deadline) -> None:
+        """Take a disk away; on return no process has its file open."""
+
+    def wait_end(self, deadline: Deadline) -> bool:
+        """Wait until it has ended; False when the deadline came first."""
+
+    def screenshot(self, path: Path) -> Path | None:
+        """Save what its screen shows near ``path``; None where it has no screen."""
+
+
+def console_tail(console: Path, lines: int = _TAIL_LINES) -> str:
+    """Return the last lines of a console log, without the control characters of terminals."""
+    try:
+        with console.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 16384))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return "(no console log)"
+    clean = "".join(c for c in text if c == "\n" or c == "\t" or (ord(c) >= 32 and ord(c) != 127))
+    kept = [line for line in clean.splitlines() if line.strip()][-lines:]
+    return "\n".join(kept) or "(the console is empty)"
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What libvirt says that this host can do, for one kind of domain ('kvm' or 'qemu')."""
+
+    kind: str
+    emulator: str
+    machine: str
+    cpu_mode: str
+
+
+@functools.cache
+def _start_event_loop() -> None:
+    """Run libvirt's event loop for the rest of the process: it takes one, before the first connection."""
+    libvirt.virEventRegisterDefaultImpl()
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+    def loop() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
+
+
+def _prepare_embedded_root(root: Path, remembered: Path) -> None:
+    settings = ['stdio_handler = "file"']
+    if os.getuid() == 0:
+        # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
+        settings += ['user = "root"', 'group = "root"', "remember_owner = 0", "cgroup_controllers = []"]
+        settings += ["dynamic_ownership = 0", 'security_driver = "none"', "namespaces = []"]
+    # What QEMU can do takes libvirt seconds to ask; it keeps the answers here, by QEMU's build.
+    remembered.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (root / "cache").symlink_to(remembered)
+    (root / "etc").mkdir()
+    (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")
+
+
+class Host:
+    """A connection to libvirt; ``pids`` is where an embedded driver writes QEMU's pid files."""
+
+    def __init__(self, connection: Any, uri: str, pids: Path | None) -> None:
+        self._connection = connection
+        self.uri = uri
+        self._pids = pids
+
+    def version(self) -> str:
+        """Return the version of QEMU, such as '7.2.22'."""
+        number = self._connection.getVersion()
+        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def abilities(self, kind: str) -> Abilities | None:
+        """Return what the host offers for domains of ``kind``; None where it offers none."""
+        try:
+            answer = self._connection.getDomainCapabilities(None, "x86_64", "q35", kind)
+        except libvirt.libvirtError:
+            return None
+        tree = ElementTree.fromstring(answer)  # noqa: S314 - from libvirt, which is trusted
+        usable = {
+            mode.get("name") for mode in tree.iterfind("./cpu/mode") if mode.get("supported") == "yes"
+        }
+        wanted = ("host-passthrough", "maximum") if kind == "kvm" else ("maximum",)
+        modes = [mode for mode in wanted if mode in usable]
+        emulator, machine = tree.findtext("./path"), tree.findtext("./machine")
+        if not (emulator and machine and modes):
+            return None
+        return Abilities(kind, emulator, machine, modes[0])
+
+    @contextmanager
+    def start(self, domain: Domain) -> Iterator[LibvirtMachine]:
+        """Run a VM for the block; it has ended on return, unless `LibvirtMachine.keep` was called."""
+        domain.console.touch(mode=0o600)
+        flags = libvirt.VIR_DOMAIN_NONE
+        try:
+            running = self._connection.createXML(domain_xml(domain), flags)
+        except libvirt.libvirtError as error:
+            raise ComposerError(
+                f"the VM {domain.name} cannot start: {error.get_error_message()}",
+                hint="composer doctor",
+                detail=console_tail(domain.console, 5),
+            ) from error
+        machine = LibvirtMachine(running, domain, self._pid_of(domain.name))
+        try:
+            yield machine
+        finally:
+            if not machine.kept:
+                machine.destroy()
+
+
+    def _pid_of(self, name: str) -> int | None:
+        with suppress(OSError, ValueError, TypeError):
+            return int((self._pids / f"{name}.pid").read_text()) if self._pids else None
+        return None
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or dead and waiting for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
+
+
+class LibvirtMachine:
+    """A VM that libvirt runs; ``pid`` is QEMU's, where it is known."""
+
+    def __init__(self, domain: Any, described: Domain, pid: int | None) -> None:
+        self._domain = domain
+        self._described = described
+        self._pid = pid
+        self.kept = False
+
+    @property
+    def console(self) -> Path:
+        """The log of its serial console."""
+        return self._described.console
+
+    def keep(self) -> None:
+        """Leave it running when its block ends."""
+        self.kept = True
+
+    def running(self) -> bool:
+        """Whether it still runs."""
+        if self._pid is not None:
+            return not _has_ended(self._pid)
+        try:
+            return bool(self._domain.isActive())
+        except libvirt.libvirtError:
+            return False
+
+    def attach(self, disk: Disk) -> None:
+        """Give it a disk while it runs."""
+        try:
+            self._domain.attachDeviceFlags(str(disk_xml(disk)), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            if not self.running():
+                raise self.death(f"attaching {disk.path.name}") from error
+            raise ComposerError(
+                f"the disk {disk.path} cannot be attached: {error.get_error_message()}"
+            ) from error
+
+    def detach(self, disk: Disk, deadline: Deadline) -> None:
+        """Take a disk away; on return no process has its file open."""
+        xml = str(disk_xml(disk))
+        try:
+            self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            if not self.running():
+                raise self.death(f"detaching {disk.path.name}") from error
+            raise ComposerError(
+                f"the disk {disk.path} cannot be detached: {error.get_error_message()}"
+            ) from error
+        wanted = f"<serial>{disk.serial}</serial>"
+        self._wait(lambda: wanted not in self._domain.XMLDesc(0), deadline, f"{disk.path.name} to be released")
+
+    def _wait(self, done: Callable[[], bool], deadline: Deadline, waiting_for: str) -> None:
+        while True:
+            try:
+                if done():
+                    return
+            except libvirt.libvirtError as error:
+                raise self.death(f"waiting for {waiting_for}") from error
+            deadline.check(waiting_for)
+            time.sleep(_POLL_SECONDS)
+
+    def death(self, doing: str) -> HelperDied:
+        """Return the error that tells of this machine's end, with its console's last lines."""
+        return HelperDied(
+            f"the VM ended while {doing}", detail=console_tail(self.console), log=self.console
+        )
+
+    def wait_end(self, deadline: Deadline) -> bool:
+        """Wait until it has ended; False when the deadline came first."""
+        while self.running():
+            if deadline.expired:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def screenshot(self, path: Path) -> Path | None:
+        """Save what its screen shows near ``path``; None where it has no screen."""
+        stream = self._domain.connect().newStream()
+        chunks: list[bytes] = []
+        try:
+            kind = self._domain.screenshot(stream, 0)
+            stream.recvAll(lambda _stream, data, _opaque: chunks.append(data), None)
+            stream.finish()
+        except libvirt.libvirtError:
+            return None
+        target = path.with_suffix(".png" if kind == "image/png" else ".ppm")
+        target.write_bytes(b"".join(chunks))
+        return target
+
+    def destroy(self) -> None:
+        """End it at once."""
+
+        def end() -> None:
+            with suppress(libvirt.libvirtError):
+                self._domain.destroy()
+
+        # libvirt waits until QEMU's parent, which is init, has reaped it.  In a container that can take
+        # seconds or forever, and nobody needs to wait for that.
+        ending = threading.Thread(target=end, name="domain-destroy", daemon=True)
+        ending.start()
+        if self._pid is None:
+            ending.join()
+            return
+        deadline = Deadline.after(_END_SECONDS)
+        while not _has_ended(self._pid) and not deadline.expired:
+            ending.join(0.01)
+        ending.join(0.05)
+
+
+@contextmanager
+def connected(uri: str, embedded_root: Path, remembered: Path) -> Iterator[Host]:
+    """Connect to libvirt for the block; ``uri`` EMBEDDED runs the driver in this process.
+
+    Its state goes into ``embedded_root``, a new folder; what it finds out about QEMU is kept in
+    ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
+    """
+    _start_event_loop()
+    embedded = uri == EMBEDDED
+    if embedded:
+        _prepare_embedded_root(embedded_root, remembered)
+        uri = f"qemu:///embed?root={embedded_root}"
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        hint = "apt install libvirt-daemon" if embedded else f"virsh -c {uri} version   tells whether it answers"
+        raise BadInput(
+            f"libvirt does not answer at {uri}: {error.get_error_message()}",
+            hint=f"{hint};   composer doctor   checks all needs",
+        ) from error
+    try:
+        yield Host(connection, uri, embedded_root / "run" / "qemu" if embedded else None)
+    finally:
+        with suppress(libvirt.libvirtError):
+            connection.close()

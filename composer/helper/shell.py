@@ -1,0 +1,252 @@
+"""Commands in a helper VM, by SSH over a virtio-serial port; the only module that imports paramiko.
+
+A port is used instead of TCP because nothing listens on the host then, no port number can be taken by
+somebody else, and the helper needs no network; and because its closing tells the guest at once that
+the composer is gone.
+"""
+
+from __future__ import annotations
+
+import io
+import select
+import shlex
+import shutil
+import socket
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import paramiko
+
+from composer.deadline import Deadline
+from composer.errors import DeadlineExpired, HelperDied, ShellFailed
+from composer.helper.keys import RunKeys
+
+_POLL_SECONDS = 0.01
+_LIFE_CHECK_SECONDS = 0.25
+_CHUNK = 2**16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command in the guest gave back."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Alive(Protocol):
+    """What a shell asks of the machine that it talks to."""
+
+    def running(self) -> bool:
+        """Whether the machine still runs."""
+
+    def death(self, doing: str) -> HelperDied:
+        """Return the error that tells of its end."""
+
+
+class Shell(Protocol):
+    """Runs commands in a guest."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline: Deadline,
+        stdin: bytes = b"",
+        on_stdout: Callable[[bytes], None] | None = None,
+    ) -> Answer:
+        """Run a command to its end, whatever its exit code."""
+
+
+class PortShell:
+    """A shell over one SSH connection, kept open for the whole job."""
+
+    def __init__(self, transport: paramiko.Transport, machine: Alive) -> None:
+        self._transport = transport
+        self._machine = machine
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline: Deadline,
+        stdin: bytes = b"",
+        on_stdout: Callable[[bytes], None] | None = None,
+    ) -> Answer:
+        """Run a command to its end, whatever its exit code.
+
+        ``on_stdout`` gets the output as it comes.  Raises DeadlineExpired, HelperDied when the machine
+        ends meanwhile, ShellFailed when the connection breaks.
+        """
+        # The one place where an argv becomes the text that SSH carries.
+        command = shlex.join(argv)
+        try:
+            channel = self._transport.open_session(timeout=max(deadline.left(), 1))
+            channel.exec_command(command)
+            feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
+            feeder.start()
+            out, err = self._collect(channel, argv[0], deadline, on_stdout)
+            code = channel.recv_exit_status()
+            channel.close()
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            if not self._gone_soon():
+                raise ShellFailed(f"the connection into the helper broke: {error or type(error).__name__}") from error
+            raise self._machine.death(f"running {argv[0]}") from error
+        if code == -1:  # the connection ended before the command did
+            if self._gone_soon():
+                raise self._machine.death(f"running {argv[0]}")
+            raise ShellFailed(f"the connection into the helper broke while {argv[0]} ran")
+        return Answer(code, out, err)
+
+    def _gone_soon(self) -> bool:
+        """Whether the machine is ending; its sockets close a moment before libvirt hears of it."""
+        deadline = Deadline.after(2)
+        while self._machine.running() and not deadline.expired:
+            time.sleep(_POLL_SECONDS)
+        return not self._machine.running()
+
+    def _collect(
+        self,
+        channel: paramiko.Channel,
+        name: str,
+        deadline: Deadline,
+        on_stdout: Callable[[bytes], None] | None,
+    ) -> tuple[bytes, bytes]:
+        out, err = bytearray(), bytearray()
+        next_check = time.monotonic() + _LIFE_CHECK_SECONDS
+        while True:
+            ended = channel.exit_status_ready() or channel.closed
+            idle = True
+            while channel.recv_ready():
+                idle = False
+                chunk = channel.recv(_CHUNK)
+                out += chunk
+                if on_stdout:
+                    on_stdout(chunk)
+            while channel.recv_stderr_ready():
+                idle = False
+                err += channel.recv_stderr(_CHUNK)
+            if ended and idle and (channel.eof_received or channel.closed):
+                return bytes(out), bytes(err)
+            if deadline.expired:
+                channel.close()
+                raise DeadlineExpired(f"the command {name} in the helper did not end in time")
+            if time.monotonic() > next_check:
+                next_check = time.monotonic() + _LIFE_CHECK_SECONDS
+                if not self._machine.running():
+                    raise self._machine.death(f"running {name}")
+            if idle:
+                time.sleep(_POLL_SECONDS)
+
+    def interact(self) -> int:
+        """Give the user's terminal to a shell in the guest; return its exit code."""
+        size = shutil.get_terminal_size()
+        channel = self._transport.open_session(timeout=10)
+        channel.get_pty(term="vt100", width=size.columns, height=size.lines)
+        channel.invoke_shell()
+        _join_terminal(channel)
+        return channel.recv_exit_status()
+
+
+def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
+    # A command that ends before it has read all of its input is no error.
+    with suppress(OSError, paramiko.SSHException, EOFError):
+        channel.sendall(stdin)
+        channel.shutdown_write()
+
+
+def _join_terminal(channel: paramiko.Channel) -> None:
+    saved = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        while True:
+            readable, _, _ = select.select([channel, sys.stdin], [], [])
+            if channel in readable:
+                data = channel.recv(_CHUNK)
+                if not data:
+                    return
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            if sys.stdin in readable:
+                typed = sys.stdin.buffer.raw.read(1024)
+                if not typed:
+                    return
+                channel.sendall(typed)
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+
+
+def _connect(path: Path, deadline: Deadline) -> socket.socket:
+    """Connect to a port's socket, which appears as QEMU starts."""
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            connection.close()
+            if deadline.expired:
+                raise ShellFailed(f"the helper's port {path.name} cannot be opened: {error.strerror}") from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return connection
+
+
+def _key(text: str) -> paramiko.Ed25519Key:
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
+
+
+def _wait(event: threading.Event, machine: Alive, deadline: Deadline, doing: str) -> None:
+    while not event.wait(_LIFE_CHECK_SECONDS):
+        if not machine.running():
+            raise machine.death(doing)
+        if deadline.expired:
+            raise machine.death(f"{doing}: it did not answer in time")
+
+
+@contextmanager
+def opened(path: Path, keys: RunKeys, machine: Alive, deadline: Deadline) -> Iterator[PortShell]:
+    """Open the shell of a helper that is starting, and close it with the block.
+
+    Waiting for sshd to speak is waiting for the boot.  The guest's host key must be the one made for
+    this run; any other is refused (ShellFailed).
+    """
+    connection = _connect(path, deadline.sooner(10))
+    transport = paramiko.Transport(connection)
+    try:
+        options = transport.get_security_options()
+        # Counter mode with its MAC costs least where the guest's CPU has no AES of its own.
+        options.ciphers = ("aes128-ctr",)
+        options.kex = ("curve25519-sha256@libssh.org",)
+        transport.banner_timeout = deadline.left()
+        transport.handshake_timeout = deadline.left()
+        transport.auth_timeout = deadline.left()
+        spoken = threading.Event()
+        transport.start_client(event=spoken)
+        _wait(spoken, machine, deadline, "booting the helper")
+        if not transport.is_active():
+            raise transport.get_exception() or paramiko.SSHException("no SSH server answered")
+        offered = transport.get_remote_server_key()
+        if f"{offered.get_name()} {offered.get_base64()}" != keys.host.public:
+            raise ShellFailed("the helper showed another host key than the one made for this run")
+        transport.auth_publickey("root", _key(keys.user.private))
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        transport.close()
+        if not machine.running():
+            raise machine.death("booting the helper") from error
+        raise ShellFailed(f"no SSH into the helper: {error or type(error).__name__}") from error
+    except BaseException:
+        transport.close()
+        raise
+    try:
+        yield PortShell(transport, machine)
+    finally:
+        transport.close()

@@ -1,0 +1,142 @@
+"""The one place that starts host programs: argv lists, a deadline, an empty stdin, output kept.
+
+`run` for a program whose output is the answer; `pipeline` for two of which one feeds the other.
+Whatever was started has ended when these return.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, DeadlineExpired, ToolFailed
+
+_GRACE_SECONDS = 2.0
+
+# Which package brings a tool, for the error that says it is missing: Debian's name, Fedora's name.
+_PACKAGES = {
+    "ostree": ("ostree", "ostree"),
+    "qemu-img": ("qemu-utils", "qemu-img"),
+    "qemu-system-x86_64": ("qemu-system-x86", "qemu-system-x86-core"),
+    "sqfstar": ("squashfs-tools", "squashfs-tools"),
+    "busybox": ("busybox-static", "busybox"),
+    "zstd": ("zstd", "zstd"),
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended with 0."""
+
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Its stdout as text; bytes that are no UTF-8 survive as surrogates."""
+        return self.stdout.decode("utf-8", "surrogateescape")
+
+
+def package_of(tool: str) -> tuple[str, str]:
+    """Return the (Debian, Fedora) package that brings ``tool``."""
+    return _PACKAGES.get(tool, (tool, tool))
+
+
+def find_tool(tool: str) -> str:
+    """Return the path of a host program, or raise BadInput with the command that installs it."""
+    # Ordinary users on Debian have no sbin in PATH, yet some tools live there.
+    search = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    found = shutil.which(tool, path=search)
+    if found is None:
+        debian, fedora = package_of(tool)
+        raise BadInput(
+            f"the program {tool!r} is not installed",
+            hint=f"apt install {debian}   (Debian, Ubuntu)   or   dnf install {fedora}   (Fedora)",
+        )
+    return found
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    # Messages of tools are matched in a few places; a translated one would not match.
+    return {**os.environ, "LC_ALL": "C.UTF-8", **extra}
+
+
+@contextmanager
+def _spawned(
+    argv: Sequence[str], *, stdin: int, stdout: int, env: Mapping[str, str], cwd: Path | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program and see to it that it has ended, whatever happens inside the block."""
+    process = subprocess.Popen(
+        [find_tool(argv[0]), *argv[1:]],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=_environment(env),
+        cwd=cwd,
+        # Ctrl-C is for the composer, which then ends its children in order.
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    deadline: Deadline,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    ok: Sequence[int] = (0,),
+) -> Finished:
+    """Run a program to its end.
+
+    Raises BadInput when it is not installed, ToolFailed when its exit code is not in ``ok``,
+    DeadlineExpired when it takes longer than the deadline allows.
+    """
+    source = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+    with _spawned(argv, stdin=source, stdout=subprocess.PIPE, env=env or {}, cwd=cwd) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=deadline.left())
+        except subprocess.TimeoutExpired:
+            raise DeadlineExpired(f"{Path(argv[0]).name} did not end in time") from None
+        if process.returncode not in ok:
+            raise ToolFailed(argv, process.returncode, err.decode("utf-8", "replace"))
+    return Finished(out, err)
+
+
+def pipeline(source: Sequence[str], sink: Sequence[str], *, deadline: Deadline) -> None:
+    """Run ``source | sink``; errors as in `run`, of the source first, for it is the cause."""
+    with (
+        _spawned(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={}, cwd=None) as feeding,
+        _spawned(sink, stdin=feeding.stdout or 0, stdout=subprocess.DEVNULL, env={}, cwd=None) as eating,
+    ):
+        assert feeding.stdout is not None
+        feeding.stdout.close()  # so that the source sees SIGPIPE when the sink ends early
+        feeding.stdout = None
+        try:
+            _, eaten = eating.communicate(timeout=deadline.left())
+            _, fed = feeding.communicate(timeout=deadline.left())
+        except subprocess.TimeoutExpired:
+            raise DeadlineExpired(f"{source[0]} | {sink[0]} did not end in time") from None
+        if feeding.returncode != 0 and feeding.returncode != -13:
+            raise ToolFailed(source, feeding.returncode, fed.decode("utf-8", "replace"))
+        if eating.returncode != 0:
+            raise ToolFailed(sink, eating.returncode, eaten.decode("utf-8", "replace"))

@@ -1,0 +1,162 @@
+"""From a recipe file to a `Recipe`, or to all of its faults at once."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from composer.errors import BadInput, Fault, RecipeErrors
+from composer.recipe.model import File, Recipe, User
+from composer.recipe.values import SshKey
+from composer.recipe.variables import Variables
+
+_LARGEST = 2**22
+_LARGEST_SOURCE = 2**26
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe, where it stood, and the content of the host files that it names."""
+
+    recipe: Recipe
+    path: Path
+    defines: dict[str, str]
+    contents: dict[str, bytes]
+    """What goes into each product path of ``recipe.files``."""
+    ssh_keys: dict[str, tuple[str, ...]]
+    """The public keys of each user, inline ones and those from files."""
+
+    def resolve(self, relative: str) -> Path:
+        """Return a path that stands in the recipe as a host path: it is relative to the recipe."""
+        return Path(os.path.normpath(self.path.parent / Path(relative).expanduser()))
+
+    @property
+    def output(self) -> Path:
+        """Where the disk goes if the command line does not say."""
+        return self.resolve(self.recipe.output.path or f"{self.recipe.name}.qcow2")
+
+
+def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
+    """Read, render and check the recipe at ``path``.
+
+    Raises RecipeErrors with every fault found; BadInput when there is nothing to read.
+    """
+    data = _read_toml(path)
+    rendered = _render(path, data, defines)
+    recipe, faults = _validate(rendered)
+    if recipe is None:
+        raise RecipeErrors(str(path), faults)
+    reader = _HostFiles(path.parent.absolute())
+    contents = {file.path: reader.content(file, index) for index, file in enumerate(recipe.files)}
+    ssh_keys = {user.name: reader.ssh_keys(user, index) for index, user in enumerate(recipe.users)}
+    if reader.faults:
+        raise RecipeErrors(str(path), reader.faults)
+    return LoadedRecipe(recipe, path.absolute(), dict(defines), contents, ssh_keys)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes() if path.stat().st_size <= _LARGEST else None
+    except OSError as error:
+        raise BadInput(
+            f"cannot read the recipe {path}: {error.strerror}",
+            hint="give the path of a recipe; recipes/ in the project has some to begin with",
+        ) from error
+    if raw is None:
+        raise BadInput(f"the recipe {path} is larger than 4 MiB, which no recipe is")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeErrors(str(path), [Fault("", f"no valid TOML: {error}")]) from error
+
+
+def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dict[str, Any]:
+    own = data.get("variables")
+    defaults = {k: v for k, v in own.items() if isinstance(v, str)} if isinstance(own, dict) else {}
+    values = {"date": date.today().strftime("%Y%m%d"), **defaults, **defines}
+    variables = Variables(values)
+    rendered = {key: value if key == "variables" else variables.apply(value, key) for key, value in data.items()}
+    # Faults of variables and of the schema are told together; an unrendered text may be a schema
+    # fault as well, so those keys are told once.
+    if variables.faults:
+        _, faults = _validate(rendered)
+        told = {fault.key for fault in variables.faults}
+        raise RecipeErrors(str(path), [*variables.faults, *(f for f in faults if f.key not in told)])
+    return rendered
+
+
+def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Fault]]:
+    try:
+        return Recipe.model_validate(data), []
+    except ValidationError as error:
+        return None, [Fault(_key(e["loc"]), _reason(e)) for e in error.errors(include_url=False)]
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def _reason(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "this key is needed"
+    message: str = error["msg"]
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+class _HostFiles:
+    """Reads the host files that a recipe names, and gathers what is wrong with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.faults: list[Fault] = []
+
+    def _read(self, name: str, key: str) -> bytes | None:
+        path = self._folder / Path(name).expanduser()
+        try:
+            if not path.is_file():
+                self.faults.append(Fault(key, f"no such file: {path}"))
+                return None
+            if path.stat().st_size > _LARGEST_SOURCE:
+                self.faults.append(Fault(key, f"larger than 64 MiB: {path}"))
+                return None
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.faults.append(Fault(key, f"cannot read {path}: {reason}"))
+            return None
+
+    def content(self, file: File, index: int) -> bytes:
+        """Return what goes into ``file``."""
+        if file.source is None:
+            return (file.content or "").encode()
+        return self._read(file.source, f"files[{index}].source") or b""
+
+    def ssh_keys(self, user: User, index: int) -> tuple[str, ...]:
+        """Return all public keys of ``user``."""
+        keys = list(user.ssh_keys)
+        check = TypeAdapter(SshKey)
+        for number, name in enumerate(user.ssh_key_files):
+            key = f"users[{index}].ssh_key_files[{number}]"
+            raw = self._read(name, key) or b""
+            for line in raw.decode("utf-8", "replace").splitlines():
+                if not line.strip() or line.startswith("#"):
+                    continue
+                try:
+                    keys.append(check.validate_python(line))
+                except ValidationError as error:
+                    self.faults.append(Fault(key, _reason(error.errors()[0])))
+                    break
+        return tuple(keys)

@@ -1,0 +1,159 @@
+"""The recipe: every key that a recipe may have.  `composer recipe schema` prints it as JSON schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from composer.recipe.values import (
+    Hostname,
+    Karg,
+    Login,
+    Mode,
+    PasswordHash,
+    ProductPath,
+    Ref,
+    RemoteName,
+    Shell,
+    Size,
+    SshKey,
+    Stateroot,
+    Text,
+    Url,
+)
+
+Firmware = Literal["bios+uefi", "bios", "uefi"]
+
+
+class _Table(BaseModel):
+    """A table of the recipe: unknown keys are errors, types are not guessed, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Remote(_Table):
+    """The remote written into the product, from which it upgrades itself in the field."""
+
+    name: RemoteName = "origin"
+    url: Url = Field(description="where the product pulls its upgrades from")
+
+
+class Ostree(_Table):
+    """Which commit the disk carries."""
+
+    repo: Annotated[str, Field(min_length=1)] = Field(
+        description="the OSTree repo: a folder, relative to the recipe, or an http(s) URL"
+    )
+    ref: Ref
+    stateroot: Stateroot = "default"
+    kargs: tuple[Karg, ...] = Field(default=(), strict=False, description="kernel arguments; root= is added")
+    keep: int = Field(default=2, ge=1, le=10, description="deployments that an update leaves on the disk")
+    remote: Remote | None = None
+
+
+class Disk(_Table):
+    """The disk's size and what is on it."""
+
+    size: Size = 4 * 2**30
+    firmware: Firmware = "bios+uefi"
+    filesystem: Literal["ext4"] = "ext4"
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        if not 2**28 <= self.size <= 2**46:
+            raise ValueError("a disk has between 256 MiB and 64 TiB")
+        return self
+
+
+class User(_Table):
+    """An account of the product.  For root, which exists, only password and keys are set."""
+
+    name: Login
+    uid: int | None = Field(default=None, ge=1000, le=60000)
+    groups: tuple[Login, ...] = Field(default=(), strict=False)
+    shell: Shell = "/bin/bash"
+    password_hash: PasswordHash | None = Field(default=None, description="as `mkpasswd` prints it")
+    ssh_keys: tuple[SshKey, ...] = Field(default=(), strict=False)
+    ssh_key_files: tuple[str, ...] = Field(
+        default=(), strict=False, description="public keys, paths relative to the recipe"
+    )
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Self:
+        if self.name == "root" and (self.uid is not None or self.groups):
+            raise ValueError("root has its uid and groups already; give password_hash and ssh keys alone")
+        return self
+
+
+class File(_Table):
+    """A file put into the product, below /etc or /var."""
+
+    path: ProductPath
+    content: Text | None = None
+    source: str | None = Field(default=None, description="a host file, relative to the recipe")
+    mode: Mode = "0644"
+    owner: Login = "root"
+    group: Login = "root"
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if (self.content is None) == (self.source is None):
+            raise ValueError("give either content or source")
+        return self
+
+
+class System(_Table):
+    """What is set in the product besides its commit."""
+
+    hostname: Hostname | None = None
+
+
+class Bootstrap(_Table):
+    """The helper VM: by default it is made from the very commit that the disk gets."""
+
+    ref: Ref | None = Field(default=None, description="another ref of the repo for the helper")
+    memory: Size = 2**30
+    cpus: int = Field(default=2, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if not 2**28 <= self.memory <= 2**40:
+            raise ValueError("memory is between 256 MiB and 1 TiB")
+        return self
+
+
+class Output(_Table):
+    """Where the disk goes."""
+
+    path: str | None = Field(
+        default=None, min_length=1, description="relative to the recipe; NAME.qcow2 if left out"
+    )
+    format: Literal["qcow2"] = "qcow2"
+
+
+class Recipe(_Table):
+    """A disk, described."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
+    ostree: Ostree
+    disk: Disk = Disk()
+    system: System = System()
+    users: tuple[User, ...] = Field(default=(), strict=False)
+    files: tuple[File, ...] = Field(default=(), strict=False)
+    bootstrap: Bootstrap = Bootstrap()
+    output: Output = Output()
+    variables: dict[str, str] = Field(
+        default={}, description="defaults of what {{ name }} stands for; -D name=value overrides"
+    )
+
+    @model_validator(mode="after")
+    def _check_doubles(self) -> Self:
+        for what, names in (
+            ("users", [user.name for user in self.users]),
+            ("files", [file.path for file in self.files]),
+        ):
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            if doubled:
+                raise ValueError(f"{what} given twice: {', '.join(doubled)}")
+        return self

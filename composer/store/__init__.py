@@ -1,0 +1,1 @@
+"""What outlives a job on the host: the cache, the folders of running jobs, and locks."""

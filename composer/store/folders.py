@@ -1,0 +1,94 @@
+"""Where the composer keeps its things, and how files are written so that none is ever half there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.errors import BadInput
+
+# sockaddr_un.sun_path holds 108 bytes (unix(7)).  libvirt appends about 60 to the folder of a run.
+_RUN_PATH_LIMIT = 108 - 64
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The two folders of one user: ``cache`` survives a reboot, ``runs`` need not."""
+
+    cache: Path
+    runs: Path
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Folders:
+        """Read the places from the environment, by the XDG base directory specification.
+
+        COMPOSER_CACHE and COMPOSER_RUNS override it.  Raises BadInput where the folder of runs is too
+        long a path for unix sockets, or belongs to somebody else.
+        """
+        home = Path(environ.get("HOME") or Path.home())
+        cache_home = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+        cache = Path(environ.get("COMPOSER_CACHE") or cache_home / "ostree-composer")
+        runtime = environ.get("XDG_RUNTIME_DIR")
+        if named := environ.get("COMPOSER_RUNS"):
+            runs = Path(named)
+        elif runtime and os.access(runtime, os.W_OK):
+            runs = Path(runtime) / "ostree-composer"
+        else:
+            runs = Path(tempfile.gettempdir()) / f"ostree-composer-{os.getuid()}"
+        folders = cls(cache.absolute(), runs.absolute())
+        folders._prepare()
+        return folders
+
+    def _prepare(self) -> None:
+        if len(os.fsencode(self.runs)) > _RUN_PATH_LIMIT:
+            raise BadInput(
+                f"the folder for running jobs has too long a path for unix sockets: {self.runs}",
+                hint="export COMPOSER_RUNS=/tmp/composer",
+            )
+        for folder in (self.cache, self.runs):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"cannot make the folder {folder}: {error.strerror}") from error
+        # A folder under /tmp may have been made by somebody else, before us, on purpose.
+        status = self.runs.lstat()
+        if status.st_uid != os.getuid() or not self.runs.is_dir() or self.runs.is_symlink():
+            raise BadInput(
+                f"{self.runs} belongs to another user",
+                hint="export COMPOSER_RUNS=$HOME/.composer-runs",
+            )
+        self.runs.chmod(0o700)
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's or a folder's content durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target`` so that a crash leaves the one or the other, whole."""
+    fsync_path(new)
+    new.replace(target)
+    fsync_path(target.parent)
+
+
+@contextmanager
+def written_beside(target: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a path beside ``target``, published in its place where the block ends well."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent)
+    os.close(descriptor)
+    new = Path(name)
+    try:
+        yield new
+        new.chmod(mode)
+        publish(new, target)
+    finally:
+        new.unlink(missing_ok=True)

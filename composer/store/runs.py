@@ -1,0 +1,145 @@
+"""The folders of running jobs: one per composer, under the lock of its owner.
+
+All that a job needs while it runs (libvirt's state, sockets, keys, the console's log) lies in its
+folder.  A folder whose lock is free is a leftover: its VM is ended, by the pid that QEMU wrote and
+only where that process names the folder in its arguments, and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.errors import BadInput
+from composer.store.locks import is_locked, locked
+
+_OWNER_LOCK = "owner.lock"
+_VM = "vm.json"
+_KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one running job."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, which its domain bears too."""
+        return self.path.name
+
+    @property
+    def libvirt_root(self) -> Path:
+        """The root of libvirt's embedded driver."""
+        return self.path / "v"
+
+    @property
+    def console(self) -> Path:
+        """The log of the helper's serial console."""
+        return self.path / "console.log"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the composer that owns it still runs."""
+        return is_locked(self.path / _OWNER_LOCK)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the user asked to keep its VM."""
+        return (self.path / _KEPT).exists()
+
+    def keep(self) -> None:
+        """Have the folder and its VM outlive the job."""
+        (self.path / _KEPT).touch()
+
+    def describe(self, purpose: str, connect: str) -> None:
+        """Write down what `composer vm list` tells of this run."""
+        said = {"purpose": purpose, "connect": connect, "pid": os.getpid(), "since": time.time()}
+        (self.path / _VM).write_text(json.dumps(said))
+
+    def description(self) -> dict[str, str | int | float]:
+        """Return what `describe` wrote, empty where it did not come to that."""
+        try:
+            said = json.loads((self.path / _VM).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def qemu_pids(self) -> list[int]:
+        """Return the processes whose arguments name this folder: its VM, under any libvirt driver."""
+        marker = os.fsencode(self.path) + b"/"
+        found = []
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit() or int(process.name) == os.getpid():
+                continue
+            with suppress(OSError):
+                argv = (process / "cmdline").read_bytes().split(b"\0")
+                if b"qemu" in os.path.basename(argv[0]) and any(marker in word for word in argv[1:]):
+                    found.append(int(process.name))
+        return found
+
+    def clear(self) -> None:
+        """End the run's VM, if any is left, and remove the folder."""
+        pids = self.qemu_pids()
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = Deadline.after(5)
+        while self.qemu_pids() and not deadline.expired:
+            time.sleep(0.02)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The folders of all running jobs of one user."""
+
+    folder: Path
+
+    def all(self) -> list[Run]:
+        """Return every run, its owner alive or not."""
+        return [Run(path) for path in sorted(self.folder.iterdir()) if path.is_dir()]
+
+    def find(self, prefix: str) -> Run:
+        """Return the one run whose name begins with ``prefix``; BadInput when none or many do."""
+        found = [run for run in self.all() if run.name.startswith(prefix)]
+        if len(found) != 1:
+            count = "no" if not found else str(len(found))
+            raise BadInput(
+                f"{count} helper VMs have a name that begins with {prefix!r}", hint="composer vm list"
+            )
+        return found[0]
+
+    def clear_leftovers(self) -> list[str]:
+        """Clear the runs whose composer is gone, unless the user kept them; return their names."""
+        cleared = []
+        for run in self.all():
+            # A folder without a lock file yet is being made this moment; give its maker a minute.
+            young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
+            wanted = run.kept and bool(run.qemu_pids())
+            if not (run.alive or young or wanted):
+                run.clear()
+                cleared.append(run.name)
+        return cleared
+
+    @contextmanager
+    def open(self, purpose: str) -> Iterator[Run]:
+        """Yield a fresh run, cleared at the end unless it is to be kept."""
+        run = Run(self.folder / f"c{secrets.token_hex(4)}")
+        run.path.mkdir(mode=0o700)
+        with locked(run.path / _OWNER_LOCK, purpose=purpose, what=f"run {run.name}"):
+            try:
+                yield run
+            finally:
+                if not run.kept:
+                    run.clear()
