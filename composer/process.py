@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, DeadlineExpired, ToolFailed
@@ -69,7 +70,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _spawned(
-    argv: Sequence[str], *, stdin: int, stdout: int, env: Mapping[str, str], cwd: Path | None
+    argv: Sequence[str], *, stdin: int | IO[bytes], stdout: int, env: Mapping[str, str], cwd: Path | None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program and see to it that it has ended, whatever happens inside the block."""
     process = subprocess.Popen(
@@ -122,14 +123,18 @@ def run(
     return Finished(out, err)
 
 
+def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdout is not None
+    return process.stdout
+
+
 def pipeline(source: Sequence[str], sink: Sequence[str], *, deadline: Deadline) -> None:
     """Run ``source | sink``; errors as in `run`, of the source first, for it is the cause."""
     with (
         _spawned(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={}, cwd=None) as feeding,
-        _spawned(sink, stdin=feeding.stdout or 0, stdout=subprocess.DEVNULL, env={}, cwd=None) as eating,
+        _spawned(sink, stdin=_pipe(feeding), stdout=subprocess.DEVNULL, env={}, cwd=None) as eating,
     ):
-        assert feeding.stdout is not None
-        feeding.stdout.close()  # so that the source sees SIGPIPE when the sink ends early
+        _pipe(feeding).close()  # so that the source sees SIGPIPE when the sink ends early
         feeding.stdout = None
         try:
             _, eaten = eating.communicate(timeout=deadline.left())

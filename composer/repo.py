@@ -232,8 +232,10 @@ def _mirror(url: str, mirrors: Path, refs: list[str], deadline: Deadline) -> Rep
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         run([*argv, "init", "--mode=archive"], deadline=deadline)
     # What the recipe's keys say is checked where it counts, in the helper's pull.
-    run([*argv, "remote", "add", "--if-not-exists", "--no-sign-verify", "--no-gpg-verify", "origin", url],
-        deadline=deadline)
+    run(
+        [*argv, "remote", "add", "--if-not-exists", "--no-sign-verify", "--no-gpg-verify", "origin", url],
+        deadline=deadline,
+    )
     run([*argv, "pull", "--mirror", "--depth=0", "origin", *refs], deadline=deadline)
     return Repo(path, url)
 

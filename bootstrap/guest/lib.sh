@@ -62,9 +62,10 @@ partition() {
     fail "the disk has no partition $number ($1)"
 }
 
+# mount_sysroot OPTIONS
 mount_sysroot() {
     mkdir -p "$SYSROOT"
-    mount -o "${1:-rw}" "$(partition root)" "$SYSROOT" || fail "the root file system cannot be mounted"
+    mount -o "$1" "$(partition root)" "$SYSROOT" || fail "the root file system cannot be mounted"
 }
 
 # Unmounts everything below the sysroot, deepest first.

@@ -37,7 +37,9 @@ def build_image(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
         repo = workshop.repo(loaded.recipe.ostree.repo, loaded.path.parent, [ref])
         image = workshop.bootstrap(repo, repo.resolve(ref, workshop.deadline), ())
     how = "made" if image.fresh else "there already"
-    click.echo(f"{image.entry.key}: {how}, {show_size(image.entry.bytes)}, kernel {image.entry.info['kernel']}")
+    click.echo(
+        f"{image.entry.key}: {how}, {show_size(image.entry.bytes)}, kernel {image.entry.info['kernel']}"
+    )
 
 
 @bootstrap.command("list")

@@ -9,8 +9,7 @@ import click
 
 from composer.cli import show
 from composer.cli.options import PATH, JobOptions, job_options, session
-from composer.compose.inspect import describe
-from composer.compose.inspect import look_into
+from composer.compose.inspect import describe, look_into
 from composer.recipe.values import show_size
 
 
@@ -46,7 +45,10 @@ def _print(said: dict[str, Any]) -> None:
             ("remote", said["remote"] or "none"),
             ("firmware", said["firmware"]),
             ("size", f"{show_size(sizes['virtual'])}, {show_size(sizes['allocated'])} on this host's disk"),
-            ("unchanged", "yes" if said["unchanged"] else "no: it was written to after the composer's last job"),
+            (
+                "unchanged",
+                "yes" if said["unchanged"] else "no: it was written to after the composer's last job",
+            ),
         ],
     )
     click.echo()
@@ -64,7 +66,13 @@ def _print(said: dict[str, Any]) -> None:
         "history",
         ("when", "what", "commit", "seconds", "moved"),
         [
-            (deed["time"], deed["what"], deed["commit"][:12], f"{deed['seconds']:.1f}", show_size(deed["bytes"]))
+            (
+                deed["time"],
+                deed["what"],
+                deed["commit"][:12],
+                f"{deed['seconds']:.1f}",
+                show_size(deed["bytes"]),
+            )
             for deed in said["history"]
         ],
     )

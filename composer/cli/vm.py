@@ -138,6 +138,8 @@ def remove(name: str | None, force: bool) -> None:
         return
     run = runs.find(name)
     if run.alive and not force:
-        raise BadInput(f"the VM {run.name} belongs to a composer at work", hint="end that one, or add --force")
+        raise BadInput(
+            f"the VM {run.name} belongs to a composer at work", hint="end that one, or add --force"
+        )
     run.clear()
     click.echo(f"{run.name}: ended and removed")

@@ -57,9 +57,7 @@ def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool =
     recipe = loaded.recipe
     helper_ref = recipe.bootstrap.ref or recipe.ostree.ref
     with workshop.reporter.phase("plan", "reading recipe and commit"):
-        repo = workshop.repo(
-            recipe.ostree.repo, loaded.path.parent, sorted({recipe.ostree.ref, helper_ref})
-        )
+        repo = workshop.repo(recipe.ostree.repo, loaded.path.parent, sorted({recipe.ostree.ref, helper_ref}))
         commit = repo.resolve(recipe.ostree.ref, workshop.deadline)
         tree = repo.tree(commit, workshop.deadline)
         plan = make_plan(loaded, repo.source, tree)
@@ -99,7 +97,10 @@ def _make(
         new = folder / disk.name
         image.create(new, plan.disk_size, workshop.deadline)
         target = Disk(new, "qcow2", TARGET_SERIAL, "sdb")
-        with workshop.bench(f"build {disk.name}", bootstrap) as bench, workshop.helper(bench, shape) as helper:
+        with (
+            workshop.bench(f"build {disk.name}", bootstrap) as bench,
+            workshop.helper(bench, shape) as helper,
+        ):
             helper.machine.attach(target)
             with pull_watched(export, workshop.reporter):
                 result = run_job(
@@ -109,7 +110,7 @@ def _make(
                 helper.machine.detach(target, workshop.deadline)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
-            os.chmod(new, 0o644)
+            new.chmod(0o644)
             deed = Deed(
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 what="build",

@@ -60,13 +60,18 @@ def _tool(tool: str) -> Finding:
 
 
 def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
-    with tempfile.TemporaryDirectory(prefix="d", dir=folders.runs) as name, Runs(folders.runs).open("doctor") as run:
+    with (
+        tempfile.TemporaryDirectory(prefix="d", dir=folders.runs) as name,
+        Runs(folders.runs).open("doctor") as run,
+    ):
         try:
             with machine.connected(connect, run.libvirt_root, folders.cache / "libvirt") as host:
                 yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")
                 emulated = host.abilities("qemu")
                 if emulated is None:
-                    yield Finding("QEMU", "bad", "libvirt offers no x86_64 q35 machine", "apt install qemu-system-x86")
+                    yield Finding(
+                        "QEMU", "bad", "libvirt offers no x86_64 q35 machine", "apt install qemu-system-x86"
+                    )
                     return
                 yield Finding(
                     "QEMU", "good", f"{emulated.emulator}: {host.version()}, machine {emulated.machine}"
@@ -92,14 +97,18 @@ def _kvm(host: machine.Host, folders: Folders, scratch: Path) -> Finding:
         "KVM",
         "weak",
         f"not usable, guests are emulated (some ten times slower): {verdict.reason}",
-        "usermod -aG kvm $USER" if "group kvm" in verdict.reason else "enable (nested) virtualisation for this host",
+        "usermod -aG kvm $USER"
+        if "group kvm" in verdict.reason
+        else "enable (nested) virtualisation for this host",
     )
 
 
 def _ovmf() -> Finding:
     found = find_ovmf()
     if found is None:
-        return Finding("UEFI firmware", "weak", "not installed; verify can boot under BIOS alone", "apt install ovmf")
+        return Finding(
+            "UEFI firmware", "weak", "not installed; verify can boot under BIOS alone", "apt install ovmf"
+        )
     return Finding("UEFI firmware", "good", str(found[0]))
 
 

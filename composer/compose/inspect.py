@@ -44,7 +44,10 @@ def look_into(workshop: Workshop, disk: Path) -> dict[str, Any]:
         overlay = folder / "overlay.qcow2"
         image.create_overlay(overlay, disk, workshop.deadline)
         target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
-        with workshop.bench(f"inspect {disk.name}", bootstrap) as bench, workshop.helper(bench, shape) as helper:
+        with (
+            workshop.bench(f"inspect {disk.name}", bootstrap) as bench,
+            workshop.helper(bench, shape) as helper,
+        ):
             helper.machine.attach(target)
             result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)
     return {

@@ -10,8 +10,8 @@ from composer.resources import bootstrap_file
 # What GRUB needs to find the root, read ostree's entries and boot one; the rest of its modules would
 # only cost time to copy.
 _GRUB_MODULES = (
-    "all_video boot cat configfile echo ext2 fat halt help linux loadenv ls minicmd normal part_gpt reboot search "
-    "search_fs_uuid serial sleep syslinuxcfg terminal test true"
+    "all_video boot cat configfile echo ext2 fat halt help linux loadenv ls minicmd normal part_gpt reboot "
+    "search search_fs_uuid serial sleep syslinuxcfg terminal test true"
 )
 
 

@@ -87,7 +87,9 @@ def bootstrap_for(
     commit = settings.commit
     if not repo.has_commit(commit, workshop.deadline):
         commit = repo.resolve(settings.ref, workshop.deadline)
-        workshop.reporter.note("bootstrap", f"the helper's former commit is gone; using {settings.ref} of now")
+        workshop.reporter.note(
+            "bootstrap", f"the helper's former commit is gone; using {settings.ref} of now"
+        )
     return workshop.bootstrap(repo, commit, wanted)
 
 
@@ -101,9 +103,13 @@ def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, r
         image.create_overlay(overlay, disk, workshop.deadline)
         target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
         job = Job(
-            steps.UPDATE_STEPS, {**steps.partition_data(manifest.partitions), **steps.source_data(source, export)}
+            steps.UPDATE_STEPS,
+            {**steps.partition_data(manifest.partitions), **steps.source_data(source, export)},
         )
-        with workshop.bench(f"update {disk.name}", bootstrap) as bench, workshop.helper(bench, shape) as helper:
+        with (
+            workshop.bench(f"update {disk.name}", bootstrap) as bench,
+            workshop.helper(bench, shape) as helper,
+        ):
             helper.machine.attach(target)
             with pull_watched(export, workshop.reporter):
                 result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)

@@ -16,7 +16,6 @@ from composer.compose import steps
 from composer.compose.build import TARGET_SERIAL, deployments_of
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Bench, Workshop, beside, disk_locked
-from composer.deadline import Deadline
 from composer.disk import image
 from composer.disk.manifest import Manifest
 from composer.errors import BadInput, VerifyFailed
@@ -99,7 +98,9 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
         manifest = known_disk(disk)
         chosen = firmwares(asked, manifest.firmware)
         if "uefi" in chosen and find_ovmf() is None:
-            raise BadInput("UEFI firmware (OVMF) is not installed", hint="apt install ovmf   or   dnf install edk2-ovmf")
+            raise BadInput(
+                "UEFI firmware (OVMF) is not installed", hint="apt install ovmf   or   dnf install edk2-ovmf"
+            )
         bootstrap = bootstrap_for(workshop, manifest, None, steps.ARM_STEPS)
         evidence = keep_evidence or workshop.logs / f"verify-{disk.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         with beside(disk) as folder, workshop.bench(f"verify {disk.name}", bootstrap) as bench:
@@ -108,7 +109,7 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
             commit = _arm(workshop, bench, manifest, armed, disk)
             if commit != manifest.commit:
                 raise VerifyFailed(
-                    f"the disk's default deployment is {commit[:12]}, its manifest says {manifest.commit[:12]}",
+                    f"the default deployment is {commit[:12]}, the manifest says {manifest.commit[:12]}",
                     hint=f"composer update {disk}   brings the two together",
                 )
             return [_boot(workshop, bench, armed, disk, commit, firmware, evidence) for firmware in chosen]
@@ -139,6 +140,7 @@ def _boot(
     folder = bench.run.path
     console, report = folder / f"{firmware}.console.log", folder / f"{firmware}.report"
     report.touch(mode=0o600)
+    chain = Backing(armed, "qcow2", Backing(disk.absolute(), "qcow2"))
     domain = Domain(
         name=f"{bench.run.name}-{firmware}",
         kind=bench.abilities.kind,
@@ -151,10 +153,12 @@ def _boot(
         report=report,
         screen=True,
         uefi=_uefi(folder) if firmware == "uefi" else None,
-        disks=(Disk(overlay, "qcow2", TARGET_SERIAL, "sda", boot=True, backing=Backing(armed, "qcow2")),),
+        disks=(Disk(overlay, "qcow2", TARGET_SERIAL, "sda", boot=True, backing=chain),),
     )
     deadline = workshop.deadline.sooner(_BOOT_SECONDS[bench.abilities.kind])
-    with workshop.reporter.phase(f"boot-{firmware}", f"booting the product ({firmware}, {bench.accelerator})"):
+    with workshop.reporter.phase(
+        f"boot-{firmware}", f"booting the product ({firmware}, {bench.accelerator})"
+    ):
         with bench.host.start(domain) as machine:
             while "end" not in _report(report) and machine.running() and not deadline.expired:
                 time.sleep(_POLL_SECONDS)
@@ -162,7 +166,11 @@ def _boot(
         boot = _read_boot(report)
         faults = boot.faults(commit, firmware) if "end" in _report(report) else []
         if "end" not in _report(report):
-            how = "did not finish its boot in time" if deadline.expired else "ended before its boot was finished"
+            how = (
+                "did not finish its boot in time"
+                if deadline.expired
+                else "ended before its boot was finished"
+            )
             faults = [f"the product {how}"]
         if faults:
             evidence.mkdir(parents=True, exist_ok=True)

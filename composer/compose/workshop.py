@@ -130,7 +130,7 @@ class Workshop:
         try:
             yield
         except ComposerError as error:
-            if run.console.exists():
+            if error.log is None and run.console.exists():
                 self.logs.mkdir(parents=True, exist_ok=True)
                 error.log = self.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.name}.console.log"
                 shutil.copyfile(run.console, error.log)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
 _ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 _ROOT_X86_64 = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
+_NO_AUTO = "GUID:63"
 
 _MIB = 2**20
 # FAT32 wants 65,525 clusters; at 512 bytes each that is 32 MiB.  64 leaves room for what vendors add.
@@ -55,7 +56,9 @@ class Layout:
         lines = ["label: gpt"]
         for partition in self.partitions:
             size = f"size={partition.size // _MIB}MiB, " if partition.size else ""
-            lines.append(f'{size}type={partition.type}, name="{partition.role}"')
+            # The ESP is not to be mounted by systemd-gpt-auto-generator, which would take /boot for it.
+            attributes = f', attrs="{_NO_AUTO}"' if partition.role == "esp" else ""
+            lines.append(f'{size}type={partition.type}, name="{partition.role}"{attributes}')
         return "\n".join(lines) + "\n"
 
 

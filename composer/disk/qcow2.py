@@ -114,7 +114,9 @@ def _parse(path: Path, raw: bytes) -> Header:
     if version == 3:
         if len(raw) < _HEADER.size + _HEADER_V3.size:
             raise BadInput(f"{path} is cut off in its header")
-        features, _compatible, _autoclear, _ref_order, header_length = _HEADER_V3.unpack_from(raw, _HEADER.size)
+        features, _compatible, _autoclear, _ref_order, header_length = _HEADER_V3.unpack_from(
+            raw, _HEADER.size
+        )
     faults = []
     if crypt:
         faults.append("it is encrypted")

@@ -15,7 +15,7 @@ from typing import Any
 from composer import process
 from composer.deadline import Deadline
 from composer.errors import BadInput
-from composer.helper.initramfs import APPLETS, NEEDED, WELCOME, ModuleIndex, build_initramfs
+from composer.helper.initramfs import NEEDED, WELCOME, ModuleIndex, build_initramfs
 from composer.repo import Repo, Tree
 from composer.resources import bootstrap_file
 from composer.store.cache import Cache, Entry, key_of
@@ -68,6 +68,11 @@ def _busybox() -> Path:
     return path
 
 
+def _applets() -> list[str]:
+    """Return the busybox applets that stand in where a tree lacks the program."""
+    return bootstrap_file("applets").read_text().split()
+
+
 def find_bootstrap(cache: Cache, commit: str) -> BootstrapImage | None:
     """Return the bootstrap image of a commit if there is one already."""
     entry = cache.find(key_of(_inputs(commit)))
@@ -83,7 +88,7 @@ def _inputs(commit: str) -> dict[str, Any]:
         "init": _digest(bootstrap_file("init").read_bytes()),
         "guest-init": _digest(bootstrap_file("guest-init").read_bytes()),
         "modules": [NEEDED, WELCOME],
-        "applets": APPLETS,
+        "applets": _applets(),
         "arch": platform.machine(),
     }
 
@@ -123,6 +128,7 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
     )
     initramfs = build_initramfs(
         busybox=_busybox().read_bytes(),
+        applets=_applets(),
         init=bootstrap_file("init").read_bytes(),
         guest_init=bootstrap_file("guest-init").read_bytes(),
         index=index,
@@ -137,7 +143,6 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
         deadline=deadline,
     )
     return {"commit": tree.commit, "kernel": kernel.version, "repo": repo.source, "programs": programs}
-
 
 
 def _digest(content: bytes) -> str:

@@ -33,10 +33,11 @@ class Uefi:
 
 @dataclass(frozen=True)
 class Backing:
-    """The file below an overlay."""
+    """The file below an overlay, and what is below that: libvirt opens what it is told, no more."""
 
     path: Path
     format: str
+    below: Backing | None = None
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,6 @@ NEEDED = ("virtio_pci", "virtio_scsi", "sd_mod", "virtio_console", "squashfs", "
 # What makes the helper better where the kernel has it.
 WELCOME = ("virtio_rng", "virtio_net")
 
-# The applets that /init, guest-init and the guest's dispatcher use where the tree lacks the program.
-APPLETS = (
-    "sh ash awk basename blockdev cat chmod chown chroot cp cut date dd df dirname du echo env false find grep gzip "
-    "head hostname id insmod install ip kill ln ls lsmod mkdir mkfifo mknod modprobe mount mv od poweroff "
-    "printf ps pwd readlink realpath reboot rm rmdir sed seq sha256sum sleep sort stat switch_root sync "
-    "sysctl tail tar tee test touch tr true truncate umount uname uniq usleep vi wc wget which xargs"
-).split()
-
 
 class Cpio:
     """A cpio archive in the making; everything in it belongs to root."""
@@ -136,6 +128,7 @@ def _decompressed(path: str, content: bytes, unzstd: Callable[[bytes], bytes]) -
 def build_initramfs(
     *,
     busybox: bytes,
+    applets: list[str],
     init: bytes,
     guest_init: bytes,
     index: ModuleIndex,
@@ -147,7 +140,7 @@ def build_initramfs(
     for folder in ("dev", "proc", "sys", "run", "etc", "seed"):
         archive.folder(folder)
     archive.file("bin/busybox", busybox, 0o755)
-    for applet in APPLETS:
+    for applet in applets:
         archive.link(f"bin/{applet}", "busybox")
     archive.file("init", init, 0o755)
     archive.file("guest-init", guest_init, 0o755)

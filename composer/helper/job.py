@@ -24,7 +24,11 @@ from composer.resources import bootstrap_file
 
 _FOLDER = "/run/composer/job"
 # The tree's own sh, not busybox's: the latter prefers its own applets to the tree's programs.
-_RUN = ["/bin/sh", "-c", f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cd {_FOLDER} && tar -x && exec /bin/sh ./dispatch"]
+_RUN = [
+    "/bin/sh",
+    "-c",
+    f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cd {_FOLDER} && tar -x && exec /bin/sh ./dispatch",
+]
 _LONGEST_LINE = 2**18
 _STEP_NAME = re.compile(r"^[a-z0-9-]{1,40}$")
 
@@ -168,6 +172,8 @@ def run_job(shell: Shell, job: Job, reporter: Reporter, deadline: Deadline) -> J
     if answer.code != 0 or answers.values is None:
         said = answer.stderr.decode("utf-8", "replace").strip()
         raise GuestStepFailed(
-            answers.running or "dispatch", f"the dispatcher ended with {answer.code}", detail=said[-2000:] or None
+            answers.running or "dispatch",
+            f"the dispatcher ended with {answer.code}",
+            detail=said[-2000:] or None,
         )
     return JobResult(answers.values, answers.seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +25,14 @@ from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 # libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
 # reports as an error reaches us as an exception anyway.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
-import libvirt  # noqa: E402
+import libvirt
 
 EMBEDDED = "embed"
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 15
 _END_SECONDS = 15.0
+# What terminals take as commands (ECMA-48): colours, cursor, modes.
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")
 
 
 class Machine(Protocol):
@@ -63,7 +66,8 @@ def console_tail(console: Path, lines: int = _TAIL_LINES) -> str:
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return "(no console log)"
-    clean = "".join(c for c in text if c == "\n" or c == "\t" or (ord(c) >= 32 and ord(c) != 127))
+    text = _ESCAPES.sub("", text)
+    clean = "".join(c for c in text if c in "\n\t" or c.isprintable())
     kept = [line for line in clean.splitlines() if line.strip()][-lines:]
     return "\n".join(kept) or "(the console is empty)"
 
@@ -125,9 +129,7 @@ class Host:
         except libvirt.libvirtError:
             return None
         tree = ElementTree.fromstring(answer)  # noqa: S314 - from libvirt, which is trusted
-        usable = {
-            mode.get("name") for mode in tree.iterfind("./cpu/mode") if mode.get("supported") == "yes"
-        }
+        usable = {mode.get("name") for mode in tree.iterfind("./cpu/mode") if mode.get("supported") == "yes"}
         wanted = ("host-passthrough", "maximum") if kind == "kvm" else ("maximum",)
         modes = [mode for mode in wanted if mode in usable]
         emulator, machine = tree.findtext("./path"), tree.findtext("./machine")
@@ -154,7 +156,6 @@ class Host:
         finally:
             if not machine.kept:
                 machine.destroy()
-
 
     def _pid_of(self, name: str) -> int | None:
         with suppress(OSError, ValueError, TypeError):
@@ -220,7 +221,9 @@ class LibvirtMachine:
                 f"the disk {disk.path} cannot be detached: {error.get_error_message()}"
             ) from error
         wanted = f"<serial>{disk.serial}</serial>"
-        self._wait(lambda: wanted not in self._domain.XMLDesc(0), deadline, f"{disk.path.name} to be released")
+        self._wait(
+            lambda: wanted not in self._domain.XMLDesc(0), deadline, f"{disk.path.name} to be released"
+        )
 
     def _wait(self, done: Callable[[], bool], deadline: Deadline, waiting_for: str) -> None:
         while True:
@@ -234,9 +237,7 @@ class LibvirtMachine:
 
     def death(self, doing: str) -> HelperDied:
         """Return the error that tells of this machine's end, with its console's last lines."""
-        return HelperDied(
-            f"the VM ended while {doing}", detail=console_tail(self.console), log=self.console
-        )
+        return HelperDied(f"the VM ended while {doing}", detail=console_tail(self.console))
 
     def wait_end(self, deadline: Deadline) -> bool:
         """Wait until it has ended; False when the deadline came first."""
@@ -295,7 +296,9 @@ def connected(uri: str, embedded_root: Path, remembered: Path) -> Iterator[Host]
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
-        hint = "apt install libvirt-daemon" if embedded else f"virsh -c {uri} version   tells whether it answers"
+        hint = (
+            "apt install libvirt-daemon" if embedded else f"virsh -c {uri} version   tells whether it answers"
+        )
         raise BadInput(
             f"libvirt does not answer at {uri}: {error.get_error_message()}",
             hint=f"{hint};   composer doctor   checks all needs",

@@ -126,5 +126,6 @@ def _run_probe(host: Host, image: BootstrapImage, abilities: Abilities, scratch:
                         return Verdict(False, "/dev/kvm opens, but QEMU ends as it runs a guest on it")
                     time.sleep(0.05)
         except ComposerError as error:
-            return Verdict(False, f"QEMU does not start with it: {error.message.splitlines()[0]}")
+            said = error.message.rpartition("qemu-system-x86_64: ")[2].splitlines()[0]
+            return Verdict(False, f"/dev/kvm opens, but QEMU ends on it: {said[:160]}")
     return Verdict(False, f"a guest on it hangs: nothing came in {PROBE_SECONDS:.0f} s")

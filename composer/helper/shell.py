@@ -8,6 +8,7 @@ the composer is gone.
 from __future__ import annotations
 
 import io
+import os
 import select
 import shlex
 import shutil
@@ -99,7 +100,9 @@ class PortShell:
             channel.close()
         except (paramiko.SSHException, OSError, EOFError) as error:
             if not self._gone_soon():
-                raise ShellFailed(f"the connection into the helper broke: {error or type(error).__name__}") from error
+                raise ShellFailed(
+                    f"the connection into the helper broke: {error or type(error).__name__}"
+                ) from error
             raise self._machine.death(f"running {argv[0]}") from error
         if code == -1:  # the connection ended before the command did
             if self._gone_soon():
@@ -177,7 +180,7 @@ def _join_terminal(channel: paramiko.Channel) -> None:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             if sys.stdin in readable:
-                typed = sys.stdin.buffer.raw.read(1024)
+                typed = os.read(sys.stdin.fileno(), 1024)
                 if not typed:
                     return
                 channel.sendall(typed)
@@ -194,7 +197,9 @@ def _connect(path: Path, deadline: Deadline) -> socket.socket:
         except OSError as error:
             connection.close()
             if deadline.expired:
-                raise ShellFailed(f"the helper's port {path.name} cannot be opened: {error.strerror}") from error
+                raise ShellFailed(
+                    f"the helper's port {path.name} cannot be opened: {error.strerror}"
+                ) from error
             time.sleep(_POLL_SECONDS)
         else:
             return connection

@@ -82,7 +82,9 @@ def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dic
     defaults = {k: v for k, v in own.items() if isinstance(v, str)} if isinstance(own, dict) else {}
     values = {"date": date.today().strftime("%Y%m%d"), **defaults, **defines}
     variables = Variables(values)
-    rendered = {key: value if key == "variables" else variables.apply(value, key) for key, value in data.items()}
+    rendered = {
+        key: value if key == "variables" else variables.apply(value, key) for key, value in data.items()
+    }
     # Faults of variables and of the schema are told together; an unrendered text may be a schema
     # fault as well, so those keys are told once.
     if variables.faults:

@@ -39,7 +39,9 @@ class Variables:
     def apply(self, value: Any, key: str = "") -> Any:
         """Return ``value`` with the variables in all its texts replaced."""
         if isinstance(value, dict):
-            return {name: self.apply(inner, f"{key}.{name}" if key else name) for name, inner in value.items()}
+            return {
+                name: self.apply(inner, f"{key}.{name}" if key else name) for name, inner in value.items()
+            }
         if isinstance(value, list):
             return [self.apply(inner, f"{key}[{index}]") for index, inner in enumerate(value)]
         if isinstance(value, str):
@@ -58,6 +60,8 @@ class Variables:
             if len(rendered) > _LONGEST:
                 raise ValueError("the text is longer than 1 MiB")
         except (TemplateError, ValueError, TypeError, RecursionError, OverflowError) as error:
-            self.faults.append(Fault(key, f"{error}; to write braces as they are: {{% raw %}}...{{% endraw %}}"))
+            self.faults.append(
+                Fault(key, f"{error}; to write braces as they are: {{% raw %}}...{{% endraw %}}")
+            )
             return text
         return rendered

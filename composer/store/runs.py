@@ -84,7 +84,8 @@ class Run:
                 continue
             with suppress(OSError):
                 argv = (process / "cmdline").read_bytes().split(b"\0")
-                if b"qemu" in os.path.basename(argv[0]) and any(marker in word for word in argv[1:]):
+                program = argv[0].rpartition(b"/")[2]
+                if b"qemu" in program and any(marker in word for word in argv[1:]):
                     found.append(int(process.name))
         return found
 

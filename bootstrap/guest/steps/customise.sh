@@ -35,6 +35,7 @@ add_keys() {
     if [ "$name" = root ]; then mkdir -p "$root/var/roothome"; chmod 700 "$root/var/roothome"; fi
     # The links in the path are the product's: followed inside the chroot, never on this side.
     in_product install -d -m 0700 -o "$name" -g "$(in_product id -g "$name")" "$home/.ssh"
+    # shellcheck disable=SC2016  # the inner shell expands it
     in_product sh -c 'umask 077; cat >"$1/.ssh/authorized_keys"' sh "$home" <"$1/ssh-keys"
     in_product chown "$name:$(in_product id -g "$name")" "$home/.ssh/authorized_keys"
 }
@@ -44,6 +45,7 @@ add_file() {
     path=$(cat "$folder/path"; echo .)
     path=${path%.}
     owner=$(cat "$folder/owner"):$(cat "$folder/group")
+    # shellcheck disable=SC2016
     in_product sh -c 'mkdir -p "$(dirname "$1")" && cat >"$1"' sh "$path" <"$folder/content" \
         || fail "the file $path could not be written"
     in_product chown "$owner" "$path" || fail "the file $path could not be given to $owner"

@@ -2,8 +2,11 @@
 # Makes an empty sysroot on the new root file system, with the product's own remote.
 . "$JOB/lib.sh"
 
-mount_sysroot
+mount_sysroot rw
 ostree admin init-fs --modern "$SYSROOT"
+# Trees whose /tmp is a link to sysroot/tmp find it here; init-fs --modern leaves it out.
+mkdir -p "$SYSROOT/tmp"
+chmod 1777 "$SYSROOT/tmp"
 ostree admin os-init "$(param stateroot)"
 repo="$SYSROOT/ostree/repo"
 

@@ -3,5 +3,5 @@
 # replayed by the mount.
 . "$JOB/lib.sh"
 
-mount_sysroot
+mount_sysroot rw
 [ -d "$SYSROOT/ostree/repo" ] || fail "the root file system holds no OSTree sysroot"

@@ -1,0 +1,49 @@
+# Two commands set up everything on a fresh Debian 12: `make demo` and `make check`.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo check lint test-unit test-vm test-root setup golden bench clean
+
+help:
+	@echo "make demo        the main job on real Debian content, under demo/"
+	@echo "make check       lint, types, unit tests, VM tests"
+	@echo "make lint        lint and types alone"
+	@echo "make test-unit   unit tests alone, no VM"
+	@echo "make test-vm     VM tests alone"
+	@echo "make golden      renew the golden files of the tests"
+	@echo "make bench       measure; docs/performance.md keeps the tables"
+	@echo "make clean       remove what make made, the demo included"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml packages.debian scripts/setup
+	scripts/setup $(VENV)
+	touch $@
+
+demo: setup
+	scripts/demo $(VENV)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	scripts/shellcheck-all
+
+test-unit: setup
+	$(VENV)/bin/pytest tests/unit
+
+test-vm: setup
+	scripts/vm-tests $(VENV)
+
+check: lint test-unit test-vm
+
+golden: setup
+	$(VENV)/bin/pytest tests/unit/test_domain.py --renew-golden
+
+bench: setup
+	$(PYTHON) tests/bench/run.py
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
