@@ -25,6 +25,10 @@ from composer.store.locks import locked
 from composer.store.runs import Run, Runs
 
 
+# qcow2 grows by clusters and tables; with less than this left the next write may not fit.
+_ALMOST_NOTHING = 4 * 2**20
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line sets for any job; ``timeout`` in seconds for the whole of it."""
@@ -138,6 +142,23 @@ class Workshop:
 
 
 @contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Have a failure on a full host file system say so: inside, QEMU and the guest see odd errors."""
+    try:
+        yield
+    except (ComposerError, OSError) as error:
+        if shutil.disk_usage(folder).free >= _ALMOST_NOTHING:
+            raise
+        raise ComposerError(
+            f"no space left in {folder}",
+            hint=f"df -h {folder}   tells what there is; then the same command again",
+            disk="the disk is as it was before",
+            detail=str(error),
+            log=getattr(error, "log", None),
+        ) from error
+
+
+@contextmanager
 def disk_locked(disk: Path, purpose: str) -> Iterator[None]:
     """Hold the lock of a disk for the block; Busy at once where another composer has it."""
     with locked(disk.with_name(f".{disk.name}.lock"), purpose=purpose, what=f"the disk {disk}"):
@@ -155,7 +176,8 @@ def beside(disk: Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=disk.parent))
     try:
-        yield folder
+        with full_disk_told(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

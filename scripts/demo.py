@@ -1,0 +1,162 @@
+"""`make demo`: from Debian packages to a bootable OSTree disk and its update, each step timed.
+
+Everything lies under demo/.  Run again, it reuses all that has not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TOP = Path(__file__).resolve().parent.parent
+DEMO = TOP / "demo"
+REPO = DEMO / "repo"
+DISK = DEMO / "debian-bookworm.qcow2"
+RESULTS = DEMO / "results.json"
+RECIPE = TOP / "recipes" / "debian-bookworm.toml"
+MAKE_TREE = TOP / "recipes" / "debian-bookworm" / "make-tree"
+REF = "debian/bookworm/amd64/demo"
+
+
+@dataclass
+class Step:
+    """One step of the demo: its seconds in all and by phase, and what it said at its end."""
+
+    name: str
+    seconds: float
+    phases: dict[str, float] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    skipped: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the step changed the disk."""
+        return bool(self.result.get("changed"))
+
+
+def run(*argv: str | Path) -> float:
+    """Run a program to its end and return its seconds; where it fails, so does the demo."""
+    began = time.monotonic()
+    done = subprocess.run([str(word) for word in argv], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return time.monotonic() - began
+
+
+def heading(text: str) -> None:
+    """Print what comes next."""
+    print(f"\n== {text}", flush=True)
+
+
+def make_tree(what: str, title: str) -> Step:
+    """Make a commit of the demo's tree, unless it is there."""
+    heading(title)
+    return Step(f"tree {what}", run(MAKE_TREE, what, REPO))
+
+
+def composer(venv: Path, title: str, name: str, *argv: str | Path) -> Step:
+    """Run a verb of the composer and return what its events tell."""
+    heading(title)
+    events = DEMO / f"events-{name.replace(' ', '-')}.jsonl"
+    seconds = run(venv / "bin" / "composer", *argv, "--events", events)
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    phases = {event["name"]: event["data"]["seconds"] for event in told if event["kind"] == "phase-end"}
+    results = [event["data"] for event in told if event["kind"] == "result"]
+    return Step(name, seconds, phases, results[-1] if results else {})
+
+
+def identity() -> list[int]:
+    """Return what tells whether the disk was written to."""
+    status = DISK.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def verify(venv: Path, firmware: str, known: dict[str, Any], *, changed: bool) -> Step:
+    """Boot the disk, unless this very disk was booted by an earlier run."""
+    name = f"verify {firmware}"
+    if not changed and known.get("disk") == identity() and firmware in known.get("verified", ()):
+        heading(f"the disk was verified under {firmware} already")
+        return Step(name, 0.0, skipped="unchanged")
+    title = f"boot the disk under {firmware} and prove what it runs"
+    return composer(venv, title, name, "verify", DISK, "--firmware", firmware)
+
+
+def start_over_if_disk_is_gone() -> None:
+    """Put the ref back to the first commit, so that there is something to update to again."""
+    if DISK.exists() or not (REPO / "refs" / "heads" / REF).exists():
+        return
+    parent = subprocess.run(
+        ["ostree", f"--repo={REPO}", "rev-parse", f"{REF}^"], capture_output=True, text=True, check=False
+    )
+    if parent.returncode == 0:
+        run("ostree", f"--repo={REPO}", "refs", "--force", f"--create={REF}", parent.stdout.strip())
+
+
+def show(steps: list[Step], total: float) -> None:
+    """Print the table: phases, bytes, sizes, and how to boot the disk by hand."""
+    table = Table(title="make demo", box=None, title_justify="left", pad_edge=False)
+    table.add_column("step")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    for step in steps:
+        table.add_row(step.name, step.skipped, f"{step.seconds:.1f}")
+        for phase, seconds in step.phases.items():
+            table.add_row("", phase, f"{seconds:.1f}")
+    table.add_row("all", "", f"{total:.1f}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
+    for step in steps:
+        if "bytes" in step.result:
+            moved = f"{step.result['bytes'] / 2**20:.1f} MiB in {step.result['objects']} objects"
+            console.print(f"{step.name}: {moved} moved into the helper")
+    status = DISK.stat()
+    disk = DISK.relative_to(TOP)
+    console.print(f"disk: {disk}, {status.st_blocks * 512 / 2**20:.0f} MiB on this host")
+    console.print("boot it by hand (the account is admin, the password demo; Ctrl-A X ends it):")
+    console.print(
+        "  qemu-system-x86_64 -machine q35 -m 1G -nographic -snapshot "
+        f"-drive file={disk},format=qcow2,if=virtio"
+    )
+    console.print("under UEFI:  the same with  -bios /usr/share/ovmf/OVMF.fd")
+
+
+def main() -> None:
+    """Run the demo."""
+    venv = Path(sys.argv[1]).absolute()
+    DEMO.mkdir(exist_ok=True)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    start_over_if_disk_is_gone()
+    began = time.monotonic()
+    steps = [make_tree("base", "a Debian tree, as an OSTree commit")]
+    built = composer(venv, "a disk of it, made in a helper VM", "build", "build", RECIPE)
+    steps += [built, verify(venv, "bios", known, changed=built.changed)]
+    steps += [make_tree("nightly", "tonight's commit: some 45 files differ")]
+    updated = composer(venv, "the disk brought to tonight's commit", "update", "update", DISK)
+    steps += [updated, verify(venv, "uefi", known, changed=updated.changed)]
+    total = time.monotonic() - began
+    show(steps, total)
+    results = {
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(total, 1),
+        "steps": [step.__dict__ for step in steps],
+        "disk": identity(),
+        "disk_bytes": DISK.stat().st_blocks * 512,
+        "verified": ["bios", "uefi"],
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Where VM tests happen: their repo, their folders, and the composer run in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer.compose.workshop import Options, Workshop
+from composer.deadline import Deadline
+from composer.events import Reporter, Tape
+from composer.store.folders import Folders
+
+REF = "debian/bookworm/amd64/demo"
+CLOUD_REF = "debian/bookworm/amd64/cloud"
+# Far above what any of these takes under emulation; what hangs must end all the same.
+TIMEOUT = 600
+
+
+@dataclass(frozen=True)
+class Repo:
+    """The tests' own copy of the repo, with the two commits of the demo."""
+
+    path: Path
+    first: str
+    second: str
+
+    def point(self, commit: str) -> None:
+        """Have the ref name a commit."""
+        ostree(self.path, "refs", "--force", f"--create={REF}", commit)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A composer that ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    events: list[dict[str, Any]]
+
+    def phases(self) -> dict[str, float]:
+        return {e["name"]: e["data"]["seconds"] for e in self.events if e["kind"] == "phase-end"}
+
+
+def ostree(repo: Path, *argv: str) -> str:
+    done = subprocess.run(["ostree", f"--repo={repo}", *argv], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folders of one test session, and the composer run in them."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"COMPOSER_CACHE": str(self.folder / "cache"), "COMPOSER_RUNS": str(self.folder / "r")}
+        return {**os.environ, **own}
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "r"
+
+    def argv(self, *words: str | Path) -> list[str]:
+        return [sys.executable, "-m", "composer", *(str(word) for word in words)]
+
+    def composer(self, *words: str | Path, prefix: tuple[str, ...] = ()) -> Ran:
+        events = self.folder / "events.jsonl"
+        events.unlink(missing_ok=True)
+        takes_events = words[0] in ("build", "update", "verify") or "--deep" in words
+        more = ("--events", events) if takes_events else ()
+        done = subprocess.run(
+            [*prefix, *self.argv(*words, *more)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+        )
+        lines = events.read_text().splitlines() if events.exists() else []
+        return Ran(done.returncode, done.stdout, done.stderr, [json.loads(line) for line in lines])
+
+    @contextmanager
+    def started(self, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Run a composer in the background; it has ended when the block has."""
+        with subprocess.Popen(
+            self.argv(*words),
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def workshop(self) -> Workshop:
+        options = Options(accelerator="tcg", timeout=TIMEOUT)
+        folders = Folders.of(self.environment)
+        return Workshop(folders, Reporter(Tape()), options, Deadline.after(TIMEOUT))
+
+    def qemu_pids(self) -> list[int]:
+        """The VMs that run in this place, whoever started them."""
+        marker = f"{self.runs}/".encode()
+        found = []
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    words = (process / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if b"qemu-system" in words[0] and any(marker in word for word in words):
+                    found.append(int(process.name))
+        return found
+
+    def wait_for_no_vm(self, seconds: float) -> float:
+        """Wait until no VM is left; return how long that took."""
+        began = time.monotonic()
+        while self.qemu_pids():
+            if time.monotonic() - began > seconds:
+                raise AssertionError(f"a VM is still there after {seconds} s")
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class Built:
+    """The disk of the first commit, and the run that made it."""
+
+    disk: Path
+    ran: Ran
+
+
+RECIPE = """
+name = "test"
+[ostree]
+repo = "repo"
+ref = "debian/bookworm/amd64/demo"
+stateroot = "debian"
+kargs = ["console=tty0", "console=ttyS0,115200"]
+[ostree.remote]
+url = "https://ostree.example.org/debian"
+[disk]
+size = "3 GiB"
+[system]
+hostname = "tested"
+[[users]]
+name = "admin"
+uid = 4711
+groups = ["sudo"]
+ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA test"]
+[[users]]
+name = "root"
+ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA test"]
+[[files]]
+path = "/etc/odd $(touch pwned) 'name' ü"
+content = "a 'quoted' $HOME `text` \\\\ with\\nlines and no end"
+mode = "0640"
+group = "sudo"
+[output]
+path = "test.qcow2"
+"""

@@ -1,0 +1,123 @@
+"""Composers that are interrupted, killed, or in each other's way: nothing is lost or left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.vm.place import Place, Repo
+
+
+def content(disk: Path) -> str:
+    return hashlib.sha256(disk.read_bytes()).hexdigest()
+
+
+def wait_for_vm(place: Place, process: subprocess.Popen[str]) -> None:
+    began = time.monotonic()
+    while not place.qemu_pids():
+        assert process.poll() is None, "it ended before its VM started"
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_update_leaves_the_disk_and_no_vm(
+    place: Place, fresh: Path, number: signal.Signals
+) -> None:
+    before = content(fresh)
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process)
+        time.sleep(1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert place.qemu_pids() == []
+    assert list(place.runs.iterdir()) == []
+    assert content(fresh) == before
+    assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
+
+
+@pytest.mark.parametrize("seconds", [0.2, 12.0])
+def test_killed_update_harms_nothing_and_the_next_one_works(
+    place: Place, repo: Repo, fresh: Path, seconds: float
+) -> None:
+    """SIGKILL as the helper boots, and in the middle of its job."""
+    before = content(fresh)
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    assert content(fresh) == before
+    # The guest finds its lifeline cut and powers itself off.
+    place.wait_for_no_vm(60)
+    updated = place.composer("update", fresh)
+    assert updated.code == 0, updated.stderr
+    assert repo.second[:12] in updated.stdout
+    assert list(place.runs.iterdir()) == []
+    assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
+
+
+def test_second_composer_on_a_disk_is_refused_and_told_who_has_it(place: Place, fresh: Path) -> None:
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process)
+        began = time.monotonic()
+        second = place.composer("update", fresh)
+        took = time.monotonic() - began
+        assert second.code == 1
+        assert f"pid {process.pid} " in second.stderr
+        assert took < 10
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def test_failed_job_can_be_looked_into(place: Place, repo: Repo, fresh: Path) -> None:
+    """--keep-vm on a step that fails; then vm list, ssh, console, rm."""
+    broken = Path(f"{fresh}.manifest.json")
+    broken.write_text(broken.read_text().replace('"stateroot": "debian"', '"stateroot": "missing"'))
+    failed = place.composer("update", fresh, "--keep-vm")
+    assert failed.code == 1
+    assert "step 'deploy'" in failed.stderr
+    assert "composer vm ssh" in failed.stderr
+    (name,) = [path.name for path in place.runs.iterdir()]
+    listed = place.composer("vm", "list")
+    assert name in listed.stdout
+    assert "kept" in listed.stdout
+    answered = place.composer("vm", "ssh", name, "--", "cat", "/run/composer/job/data/commit")
+    assert answered.stdout == repo.second, answered.stderr
+    shown = place.composer("vm", "console", name, "--no-follow")
+    assert shown.code == 0
+    removed = place.composer("vm", "rm", name)
+    assert removed.code == 0
+    assert place.qemu_pids() == []
+    assert list(place.runs.iterdir()) == []
+
+
+def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
+    """Where the guest cannot power itself off, because it is frozen."""
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process)
+        (pid,) = place.qemu_pids()
+        os.kill(pid, signal.SIGSTOP)
+        process.kill()
+        process.communicate()
+    assert place.qemu_pids() == [pid]
+    cleared = subprocess.run(
+        [sys.executable, "-m", "composer", "vm", "rm"],
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cleared 1" in cleared.stdout
+    assert place.qemu_pids() == []
+    assert list(place.runs.iterdir()) == []

@@ -1,0 +1,72 @@
+"""What needs root to be tried: the product as root, and a file system that fills up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.place import Place, Repo
+
+pytestmark = [
+    pytest.mark.asroot,
+    pytest.mark.skipif(os.getuid() != 0, reason="run by root alone; make check runs it so where it can"),
+]
+
+
+@pytest.fixture
+def small(place: Place) -> Iterator[Path]:
+    """A file system of 1 GiB."""
+    folder = place.folder / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1024m", "small", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
+def test_update_and_verify_as_root(place: Place, repo: Repo, fresh: Path) -> None:
+    updated = place.composer("update", fresh)
+    assert updated.code == 0, updated.stderr
+    verified = place.composer("verify", fresh)
+    assert verified.code == 0, verified.stderr
+    assert repo.second[:12] in verified.stdout
+
+
+def test_full_host_disk_ends_in_a_clear_error(place: Place, repo: Repo, recipe: Path, small: Path) -> None:
+    """Enough room at the start; then somebody else fills the disk while the pull runs."""
+
+    def fill() -> None:
+        began = time.monotonic()
+        while not place.qemu_pids() and time.monotonic() - began < 60:
+            time.sleep(0.1)
+        room = os.statvfs(small)
+        with (small / "filler").open("wb") as filler:
+            filler.write(b"x" * (room.f_bavail * room.f_frsize - 60 * 2**20))
+
+    filler = threading.Thread(target=fill)
+    filler.start()
+    built = place.composer("build", recipe, "-o", small / "full.qcow2")
+    filler.join()
+    assert built.code == 1
+    assert "no space left" in built.stderr
+    assert "Traceback" not in built.stderr
+    assert [path.name for path in small.iterdir()] == ["filler"]
+    assert place.qemu_pids() == []
+
+
+def test_too_little_room_is_told_before_a_vm_starts(
+    place: Place, repo: Repo, recipe: Path, small: Path
+) -> None:
+    with (small / "filler").open("wb") as filler:
+        filler.write(b"x" * (900 * 2**20))
+    built = place.composer("build", recipe, "-o", small / "full.qcow2")
+    assert built.code == 2
+    assert "needs" in built.stderr
+    assert "helper" not in built.phases()
+    assert [path.name for path in small.iterdir()] == ["filler"]
