@@ -43,7 +43,7 @@ golden: setup
 	$(VENV)/bin/pytest tests/unit/test_domain.py --renew-golden
 
 bench: setup
-	$(PYTHON) tests/bench/run.py
+	$(PYTHON) -m tests.bench.run $(CASE) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

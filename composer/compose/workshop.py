@@ -24,7 +24,6 @@ from composer.store.folders import Folders
 from composer.store.locks import locked
 from composer.store.runs import Run, Runs
 
-
 # qcow2 grows by clusters and tables; with less than this left the next write may not fit.
 _ALMOST_NOTHING = 4 * 2**20
 

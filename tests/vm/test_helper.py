@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,14 +61,15 @@ def test_helper_boots_from_the_cloud_kernel(place: Place) -> None:
     assert b"cloud" in answer.stdout
 
 
+def panic(place: Place, repo: Repo) -> None:
+    with helper_of(place, repo.path, REF) as helper:
+        command = "sleep 1; echo c >/proc/sysrq-trigger; sleep 60"
+        helper.shell.run(["sh", "-c", command], deadline=Deadline.after(120))
+
+
 def test_panic_is_told_with_the_console(place: Place, repo: Repo) -> None:
-    with (
-        pytest.raises(HelperDied) as caught,
-        helper_of(place, repo.path, REF) as helper,
-    ):
-        helper.shell.run(
-            ["sh", "-c", "sleep 1; echo c >/proc/sysrq-trigger; sleep 60"], deadline=Deadline.after(120)
-        )
+    with pytest.raises(HelperDied) as caught:
+        panic(place, repo)
     assert "Kernel panic" in (caught.value.detail or "")
     assert caught.value.log is not None
     assert "Kernel panic" in caught.value.log.read_text(errors="replace")
@@ -84,14 +86,17 @@ def test_command_that_never_ends_meets_its_deadline(place: Place, repo: Repo) ->
         assert helper.shell.run(["true"], deadline=Deadline.after(60)).code == 0
 
 
+def freeze(place: Place) -> None:
+    """Stop the VM: nothing in it moves any more."""
+    (pid,) = place.qemu_pids()
+    os.kill(pid, signal.SIGSTOP)
+
+
 def test_frozen_guest_does_not_hang_the_composer(place: Place, repo: Repo) -> None:
-    with (
-        pytest.raises(ComposerError),
-        helper_of(place, repo.path, REF) as helper,
-    ):
-        (pid,) = place.qemu_pids()
-        os.kill(pid, 19)  # SIGSTOP: nothing in it moves any more
-        helper.shell.run(["true"], deadline=Deadline.after(5))
+    with helper_of(place, repo.path, REF) as helper:
+        freeze(place)
+        with pytest.raises(ComposerError):
+            helper.shell.run(["true"], deadline=Deadline.after(5))
     assert place.qemu_pids() == []
 
 
