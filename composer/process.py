@@ -98,6 +98,29 @@ def _spawned(
                 stream.close()
 
 
+@contextmanager
+def companion(argv: Sequence[str]) -> Iterator[None]:
+    """Have a program beside us for the block, with a pipe from us as its stdin.
+
+    The pipe's end of file tells it that the block has ended or that we are dead, whatever killed us; it
+    is for such programs to end soon after.
+    """
+    process = subprocess.Popen(
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_environment({}),
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
+
+
 def run(
     argv: Sequence[str],
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 import click
@@ -39,25 +40,18 @@ def main() -> NoReturn:
     # SIGTERM and SIGHUP take the way of Ctrl-C, so that every block is left in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    if "--debug" in sys.argv:
-        cli.main(standalone_mode=True)
-    sys.exit(_run())
+    sys.exit(_run(debug="--debug" in sys.argv))
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run() -> int:
+def _run(*, debug: bool) -> int:
     try:
         cli.main(standalone_mode=False)
-    except ComposerError as error:
-        show.error(error)
-        return error.exit_code
-    except click.exceptions.Abort:  # click's name for Ctrl-C
-        click.echo("composer: interrupted; what was running has ended", err=True)
-        return _INTERRUPTED
-    except KeyboardInterrupt:
+    # click's own name for Ctrl-C is Abort
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("composer: interrupted; what was running has ended", err=True)
         return _INTERRUPTED
     except click.ClickException as error:
@@ -65,14 +59,24 @@ def _run() -> int:
         return 2
     except BrokenPipeError:
         return 1
-    except OSError as error:
-        show.error(_from_os(error))
-        return 1
     except Exception as error:
-        show.error(ComposerError(f"a fault of the composer itself: {type(error).__name__}: {error}",
-                                 hint="run it again with --debug and report what it prints"))  # fmt: skip
-        return 1
+        if debug:
+            traceback.print_exc()
+        known = _as_known(error)
+        show.error(known)
+        return known.exit_code
     return 0
+
+
+def _as_known(error: Exception) -> ComposerError:
+    if isinstance(error, ComposerError):
+        return error
+    if isinstance(error, OSError):
+        return _from_os(error)
+    return ComposerError(
+        f"a fault of the composer itself: {type(error).__name__}: {error}",
+        hint="run it again with --debug and report what it prints",
+    )
 
 
 def _from_os(error: OSError) -> ComposerError:

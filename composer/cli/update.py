@@ -10,16 +10,25 @@ from composer.cli import show
 from composer.cli.options import PATH, JobOptions, job_options, result, session
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
+from composer.recipe.load import load_recipe
 from composer.recipe.values import show_size
 
 
 @click.command()
 @click.argument("disk", type=PATH)
+@click.option("--recipe", type=PATH, help="Take repo, ref, keep and helper from this recipe.")
 @click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
 @click.option("--keep", type=click.IntRange(1, 10), help="Deployments to leave on the disk.")
 @job_options
-def update(disk: Path, repo: str | None, ref: str | None, keep: int | None, job: JobOptions) -> None:
+def update(
+    disk: Path,
+    recipe: Path | None,
+    repo: str | None,
+    ref: str | None,
+    keep: int | None,
+    job: JobOptions,
+) -> None:
     """Bring DISK to the commit that its ref names now.
 
     What repo, ref and stateroot are, the manifest beside the disk knows.  Only what the disk lacks is
@@ -27,8 +36,9 @@ def update(disk: Path, repo: str | None, ref: str | None, keep: int | None, job:
 
     Example:  composer update debian-bookworm.qcow2
     """
+    loaded = load_recipe(recipe, {}) if recipe else None
     with session(job) as made:
-        outcome = update_disk(made.workshop, disk.absolute(), Overrides(repo, ref, keep))
+        outcome = update_disk(made.workshop, disk.absolute(), Overrides(loaded, repo, ref, keep))
         text = (
             f"{disk} is now at commit {outcome.manifest.commit[:12]}, "
             f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved, "

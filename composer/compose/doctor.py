@@ -65,7 +65,7 @@ def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
         Runs(folders.runs).open("doctor") as run,
     ):
         try:
-            with machine.connected(connect, run.libvirt_root, folders.cache / "libvirt") as host:
+            with machine.connected(connect, folders.runs, folders.cache / "libvirt") as host:
                 yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")
                 emulated = host.abilities("qemu")
                 if emulated is None:

@@ -20,13 +20,18 @@ from composer.helper.domain import Backing, Disk
 from composer.helper.job import Job, check_tools, run_job
 from composer.helper.lease import HelperShape
 from composer.plan import Source, check_bootable
+from composer.recipe.load import LoadedRecipe
 from composer.repo import Repo
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says instead of the manifest; None leaves the manifest's word."""
+    """What the command line says instead of the manifest; None leaves the manifest's word.
 
+    A recipe stands for its repo, ref, keep and helper; the other three go before it.
+    """
+
+    recipe: LoadedRecipe | None = None
     repo: str | None = None
     ref: str | None = None
     keep: int | None = None
@@ -66,8 +71,27 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
 
 
 def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
+    changes: dict[str, object] = {}
+    if overrides.recipe is not None:
+        recipe = overrides.recipe.recipe
+        if recipe.ostree.stateroot != manifest.stateroot:
+            raise BadInput(
+                f"the recipe has stateroot {recipe.ostree.stateroot!r}, the disk {manifest.stateroot!r}",
+                hint="composer build   makes a disk with another stateroot",
+            )
+        is_url = recipe.ostree.repo.startswith(("http://", "https://"))
+        changes = {
+            "recipe": str(overrides.recipe.path),
+            "repo": recipe.ostree.repo if is_url else str(overrides.recipe.resolve(recipe.ostree.repo)),
+            "ref": recipe.ostree.ref,
+            "keep": recipe.ostree.keep,
+            "helper": manifest.helper.model_copy(
+                update={"memory": recipe.bootstrap.memory, "cpus": recipe.bootstrap.cpus}
+            ),
+        }
     said = {"repo": overrides.repo, "ref": overrides.ref, "keep": overrides.keep}
-    return manifest.model_copy(update={key: value for key, value in said.items() if value is not None})
+    changes |= {key: value for key, value in said.items() if value is not None}
+    return manifest.model_copy(update=changes)
 
 
 def bootstrap_for(

@@ -92,7 +92,7 @@ class Workshop:
             run.describe(purpose, self.options.connect)
             stack.enter_context(self._console_kept(run))
             host = stack.enter_context(
-                machine.connected(self.options.connect, run.libvirt_root, self.folders.cache / "libvirt")
+                machine.connected(self.options.connect, self.folders.runs, self.folders.cache / "libvirt")
             )
             abilities, verdict = probe.choose(
                 host, image, self.folders.cache, run.path, self.options.accelerator

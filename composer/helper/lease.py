@@ -13,7 +13,8 @@ from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain
 from composer.helper.initramfs import Cpio
 from composer.helper.keys import RunKeys
-from composer.helper.machine import Abilities, Host, LibvirtMachine
+from composer.helper.machine import Abilities, Host, Machine
+from composer.helper.shell import Shell
 from composer.resources import bootstrap_file
 from composer.store.runs import Run
 
@@ -35,8 +36,8 @@ class HelperShape:
 class Helper:
     """A running helper VM with a shell in it."""
 
-    machine: LibvirtMachine
-    shell: shell.PortShell
+    machine: Machine
+    shell: Shell
     run: Run
 
 

@@ -6,9 +6,11 @@ shared with other composers.  Any other connection URI works as well.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,8 +53,11 @@ class Machine(Protocol):
     def detach(self, disk: Disk, deadline: Deadline) -> None:
         """Take a disk away; on return no process has its file open."""
 
-    def wait_end(self, deadline: Deadline) -> bool:
-        """Wait until it has ended; False when the deadline came first."""
+    def death(self, doing: str) -> HelperDied:
+        """Return the error that tells of its end, with its console's last lines."""
+
+    def keep(self) -> None:
+        """Leave it running when its block ends."""
 
     def screenshot(self, path: Path) -> Path | None:
         """Save what its screen shows near ``path``; None where it has no screen."""
@@ -95,7 +100,10 @@ def _start_event_loop() -> None:
     threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
 
 
-def _prepare_embedded_root(root: Path, remembered: Path) -> None:
+@functools.cache
+def _embedded_root(runs: Path, remembered: Path) -> Path:
+    """Return the root of this process's embedded driver: libvirt lets a process have one, for good."""
+    root = runs / f"p{os.getpid()}"
     settings = ['stdio_handler = "file"']
     if os.getuid() == 0:
         # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
@@ -103,10 +111,13 @@ def _prepare_embedded_root(root: Path, remembered: Path) -> None:
         settings += ["dynamic_ownership = 0", 'security_driver = "none"', "namespaces = []"]
     # What QEMU can do takes libvirt seconds to ask; it keeps the answers here, by QEMU's build.
     remembered.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(mode=0o700, parents=True)
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     (root / "cache").symlink_to(remembered)
     (root / "etc").mkdir()
     (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")
+    return root
 
 
 class Host:
@@ -239,14 +250,6 @@ class LibvirtMachine:
         """Return the error that tells of this machine's end, with its console's last lines."""
         return HelperDied(f"the VM ended while {doing}", detail=console_tail(self.console))
 
-    def wait_end(self, deadline: Deadline) -> bool:
-        """Wait until it has ended; False when the deadline came first."""
-        while self.running():
-            if deadline.expired:
-                return False
-            time.sleep(_POLL_SECONDS)
-        return True
-
     def screenshot(self, path: Path) -> Path | None:
         """Save what its screen shows near ``path``; None where it has no screen."""
         stream = self._domain.connect().newStream()
@@ -268,8 +271,8 @@ class LibvirtMachine:
             with suppress(libvirt.libvirtError):
                 self._domain.destroy()
 
-        # libvirt waits until QEMU's parent, which is init, has reaped it.  In a container that can take
-        # seconds or forever, and nobody needs to wait for that.
+        # libvirt waits until QEMU has been reaped by its parent, which is PID 1.  In a container that can
+        # take seconds or forever, and nobody needs to wait for it.
         ending = threading.Thread(target=end, name="domain-destroy", daemon=True)
         ending.start()
         if self._pid is None:
@@ -278,33 +281,29 @@ class LibvirtMachine:
         deadline = Deadline.after(_END_SECONDS)
         while not _has_ended(self._pid) and not deadline.expired:
             ending.join(0.01)
-        ending.join(0.05)
 
 
 @contextmanager
-def connected(uri: str, embedded_root: Path, remembered: Path) -> Iterator[Host]:
+def connected(uri: str, runs: Path, remembered: Path) -> Iterator[Host]:
     """Connect to libvirt for the block; ``uri`` EMBEDDED runs the driver in this process.
 
-    Its state goes into ``embedded_root``, a new folder; what it finds out about QEMU is kept in
-    ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
+    Its state goes into a folder below ``runs``, which goes with the process; what it finds out about QEMU
+    is kept in ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
     """
     _start_event_loop()
-    embedded = uri == EMBEDDED
-    if embedded:
-        _prepare_embedded_root(embedded_root, remembered)
-        uri = f"qemu:///embed?root={embedded_root}"
+    root = _embedded_root(runs, remembered) if uri == EMBEDDED else None
+    if root is not None:
+        uri = f"qemu:///embed?root={root}"
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
-        hint = (
-            "apt install libvirt-daemon" if embedded else f"virsh -c {uri} version   tells whether it answers"
-        )
+        hint = "apt install libvirt-daemon" if root else f"virsh -c {uri} version   tells whether it answers"
         raise BadInput(
             f"libvirt does not answer at {uri}: {error.get_error_message()}",
             hint=f"{hint};   composer doctor   checks all needs",
         ) from error
     try:
-        yield Host(connection, uri, embedded_root / "run" / "qemu" if embedded else None)
+        yield Host(connection, uri, root / "run" / "qemu" if root else None)
     finally:
         with suppress(libvirt.libvirtError):
             connection.close()

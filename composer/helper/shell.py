@@ -67,6 +67,9 @@ class Shell(Protocol):
     ) -> Answer:
         """Run a command to its end, whatever its exit code."""
 
+    def interact(self) -> int:
+        """Give the user's terminal to a shell in the guest; return its exit code."""
+
 
 class PortShell:
     """A shell over one SSH connection, kept open for the whole job."""

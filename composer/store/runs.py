@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import BadInput
+from composer.process import companion
 from composer.store.locks import is_locked, locked
 
 _OWNER_LOCK = "owner.lock"
@@ -37,11 +39,6 @@ class Run:
     def name(self) -> str:
         """The run's name, which its domain bears too."""
         return self.path.name
-
-    @property
-    def libvirt_root(self) -> Path:
-        """The root of libvirt's embedded driver."""
-        return self.path / "v"
 
     @property
     def console(self) -> Path:
@@ -89,12 +86,17 @@ class Run:
                     found.append(int(process.name))
         return found
 
-    def clear(self) -> None:
-        """End the run's VM, if any is left, and remove the folder."""
+    def end_vms(self) -> bool:
+        """Kill the run's VMs; return whether there were any."""
         pids = self.qemu_pids()
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def clear(self) -> None:
+        """End the run's VM, if any is left, and remove the folder."""
+        self.end_vms()
         deadline = Deadline.after(5)
         while self.qemu_pids() and not deadline.expired:
             time.sleep(0.02)
@@ -109,7 +111,7 @@ class Runs:
 
     def all(self) -> list[Run]:
         """Return every run, its owner alive or not."""
-        return [Run(path) for path in sorted(self.folder.iterdir()) if path.is_dir()]
+        return [Run(path) for path in sorted(self.folder.glob("c*")) if path.is_dir()]
 
     def find(self, prefix: str) -> Run:
         """Return the one run whose name begins with ``prefix``; BadInput when none or many do."""
@@ -124,6 +126,9 @@ class Runs:
     def clear_leftovers(self) -> list[str]:
         """Clear the runs whose composer is gone, unless the user kept them; return their names."""
         cleared = []
+        for root in self.folder.glob("p*"):  # of libvirt's embedded driver, by the pid of its process
+            if root.name[1:].isdigit() and not Path(f"/proc/{root.name[1:]}").exists():
+                shutil.rmtree(root, ignore_errors=True)
         for run in self.all():
             # A folder without a lock file yet is being made this moment; give its maker a minute.
             young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
@@ -138,7 +143,8 @@ class Runs:
         """Yield a fresh run, cleared at the end unless it is to be kept."""
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        with locked(run.path / _OWNER_LOCK, purpose=purpose, what=f"run {run.name}"):
+        reaper = [sys.executable, "-m", "composer.store.reaper", str(run.path)]
+        with locked(run.path / _OWNER_LOCK, purpose=purpose, what=f"run {run.name}"), companion(reaper):
             try:
                 yield run
             finally:

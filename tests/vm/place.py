@@ -110,6 +110,11 @@ class Place:
         folders = Folders.of(self.environment)
         return Workshop(folders, Reporter(Tape()), options, Deadline.after(TIMEOUT))
 
+    def runs_left(self) -> list[str]:
+        """The folders of jobs, and of libvirt's drivers in other processes than this one."""
+        own = f"p{os.getpid()}"
+        return sorted(path.name for path in self.runs.iterdir() if path.name != own)
+
     def qemu_pids(self) -> list[int]:
         """The VMs that run in this place, whoever started them."""
         marker = f"{self.runs}/".encode()

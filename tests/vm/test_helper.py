@@ -51,7 +51,7 @@ def test_helper_answers_bytes_for_bytes_and_dies_with_its_composer(place: Place,
         assert (helper.run.path / "key").stat().st_mode & 0o077 == 0
         assert (helper.run.path / "initramfs").stat().st_mode & 0o077 == 0
     assert place.qemu_pids() == []
-    assert list(place.runs.iterdir()) == []
+    assert place.runs_left() == []
 
 
 def test_helper_boots_from_the_cloud_kernel(place: Place) -> None:

@@ -41,7 +41,7 @@ def test_interrupted_update_leaves_the_disk_and_no_vm(
     assert "interrupted" in said
     assert "Traceback" not in said
     assert place.qemu_pids() == []
-    assert list(place.runs.iterdir()) == []
+    assert place.runs_left() == []
     assert content(fresh) == before
     assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
 
@@ -63,7 +63,7 @@ def test_killed_update_harms_nothing_and_the_next_one_works(
     updated = place.composer("update", fresh)
     assert updated.code == 0, updated.stderr
     assert repo.second[:12] in updated.stdout
-    assert list(place.runs.iterdir()) == []
+    assert place.runs_left() == []
     assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
 
 
@@ -88,7 +88,7 @@ def test_failed_job_can_be_looked_into(place: Place, repo: Repo, fresh: Path) ->
     assert failed.code == 1
     assert "step 'deploy'" in failed.stderr
     assert "composer vm ssh" in failed.stderr
-    (name,) = [path.name for path in place.runs.iterdir()]
+    (name,) = place.runs_left()
     listed = place.composer("vm", "list")
     assert name in listed.stdout
     assert "kept" in listed.stdout
@@ -99,7 +99,7 @@ def test_failed_job_can_be_looked_into(place: Place, repo: Repo, fresh: Path) ->
     removed = place.composer("vm", "rm", name)
     assert removed.code == 0
     assert place.qemu_pids() == []
-    assert list(place.runs.iterdir()) == []
+    assert place.runs_left() == []
 
 
 def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
@@ -120,4 +120,4 @@ def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fres
     )
     assert "cleared 1" in cleared.stdout
     assert place.qemu_pids() == []
-    assert list(place.runs.iterdir()) == []
+    assert place.runs_left() == []

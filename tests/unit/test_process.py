@@ -1,0 +1,145 @@
+"""Host programs: their errors are told, and none outlives the call that started it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, DeadlineExpired, ToolFailed
+from composer.process import find_tool, package_of, pipeline, run
+
+Fake = Callable[[str, str], Path]
+
+
+def gone(pid_file: Path) -> bool:
+    """Whether the process that wrote its pid has ended."""
+    return not Path(f"/proc/{pid_file.read_text().strip()}").exists()
+
+
+def test_output(deadline: Deadline) -> None:
+    done = run(["sh", "-c", "echo out; echo err >&2"], deadline=deadline)
+    assert (done.stdout, done.stderr, done.text) == (b"out\n", b"err\n", "out\n")
+
+
+def test_words_are_not_read_by_a_shell(deadline: Deadline) -> None:
+    assert run(["printf", "%s|", "a b", "$HOME;x", "'"], deadline=deadline).stdout == b"a b|$HOME;x|'|"
+
+
+def test_output_that_is_no_utf8_survives(deadline: Deadline) -> None:
+    assert os.fsencode(run(["printf", r"\377"], deadline=deadline).text) == b"\xff"
+
+
+def test_stdin(deadline: Deadline) -> None:
+    much = bytes(range(256)) * 4096
+    assert run(["cat"], stdin=much, deadline=deadline).stdout == much
+    assert run(["cat"], deadline=deadline).stdout == b""
+    run(["true"], stdin=much, deadline=deadline)  # read by nobody
+
+
+def test_environment_and_folder(deadline: Deadline, tmp_path: Path) -> None:
+    said = run(["sh", "-c", 'echo "$LC_ALL $X"; pwd'], env={"X": "1"}, cwd=tmp_path, deadline=deadline)
+    assert said.text == f"C.UTF-8 1\n{tmp_path}\n"
+
+
+def test_exit_codes(deadline: Deadline) -> None:
+    with pytest.raises(ToolFailed, match="sh ended with 7: second") as caught:
+        run(["sh", "-c", "echo first >&2; echo second >&2; exit 7"], deadline=deadline)
+    assert caught.value.returncode == 7
+    assert caught.value.detail == "first\nsecond"
+    assert run(["sh", "-c", "exit 3"], ok=(0, 3), deadline=deadline).stdout == b""
+    with pytest.raises(ToolFailed, match="it said nothing"):
+        run(["false"], deadline=deadline)
+
+
+def test_killed_by_a_signal(deadline: Deadline) -> None:
+    with pytest.raises(ToolFailed) as caught:
+        run(["sh", "-c", "kill -9 $$"], deadline=deadline)
+    assert caught.value.returncode == -9
+
+
+def test_missing_tool_names_its_package(
+    monkeypatch: pytest.MonkeyPatch, deadline: Deadline, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="'no-such-tool' is not installed") as caught:
+        run(["no-such-tool"], deadline=deadline)
+    assert "apt install no-such-tool" in (caught.value.hint or "")
+    assert package_of("qemu-img") == ("qemu-utils", "qemu-img")
+
+
+def test_tools_of_sbin_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_tool("ldconfig") in ("/usr/sbin/ldconfig", "/sbin/ldconfig")
+
+
+@pytest.mark.parametrize(("ending", "longest"), [("", 1.5), ("trap '' TERM", 4.0)])
+def test_deadline_ends_the_program(tmp_path: Path, fake_tool: Fake, ending: str, longest: float) -> None:
+    """The second one does not care about SIGTERM."""
+    fake_tool("slow", f"{ending}\necho $$ >{tmp_path}/pid\nwhile :; do sleep 0.05; done")
+    began = time.monotonic()
+    with pytest.raises(DeadlineExpired, match="slow did not end in time"):
+        run(["slow"], deadline=Deadline.after(0.3))
+    assert time.monotonic() - began < longest
+    assert gone(tmp_path / "pid")
+
+
+def test_a_program_may_tidy_up_before_it_ends(tmp_path: Path, fake_tool: Fake) -> None:
+    fake_tool("tidy", f"trap 'touch {tmp_path}/tidied; exit' TERM\nwhile :; do sleep 0.05; done")
+    with pytest.raises(DeadlineExpired):
+        run(["tidy"], deadline=Deadline.after(0.3))
+    assert (tmp_path / "tidied").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="process.py ends the program alone, not the group it leads")
+def test_deadline_ends_its_children_too(tmp_path: Path, fake_tool: Fake) -> None:
+    fake_tool("parent", f"sleep 3 & echo $! >{tmp_path}/pid\nwait")
+    with pytest.raises(DeadlineExpired):
+        run(["parent"], deadline=Deadline.after(0.3))
+    time.sleep(0.1)
+    assert gone(tmp_path / "pid")
+
+
+def test_interrupt_ends_the_program(
+    tmp_path: Path, fake_tool: Fake, monkeypatch: pytest.MonkeyPatch, deadline: Deadline
+) -> None:
+    fake_tool("slow", f"echo $$ >{tmp_path}/pid\nkill -INT {os.getpid()}\nwhile :; do sleep 0.05; done")
+    with pytest.raises(KeyboardInterrupt):
+        run(["slow"], deadline=deadline)
+    assert gone(tmp_path / "pid")
+
+
+def test_pipeline(tmp_path: Path, deadline: Deadline) -> None:
+    pipeline(["seq", "100000"], ["sh", "-c", f"wc -l >{tmp_path}/lines"], deadline=deadline)
+    assert (tmp_path / "lines").read_text().strip() == "100000"
+
+
+def test_pipeline_tells_the_cause(deadline: Deadline) -> None:
+    with pytest.raises(ToolFailed, match="sh ended with 5: disk full"):
+        pipeline(["sh", "-c", "echo disk full >&2; exit 5"], ["sh", "-c", "exit 6"], deadline=deadline)
+    with pytest.raises(ToolFailed, match="sh ended with 6: no room"):
+        pipeline(["seq", "1000000"], ["sh", "-c", "echo no room >&2; exit 6"], deadline=deadline)
+
+
+def test_pipeline_deadline_ends_both(tmp_path: Path, fake_tool: Fake) -> None:
+    for name in ("source", "sink"):
+        fake_tool(name, f"echo $$ >{tmp_path}/{name}.pid\nwhile :; do sleep 0.05; done")
+    with pytest.raises(DeadlineExpired, match=r"source \| sink did not end"):
+        pipeline(["source"], ["sink"], deadline=Deadline.after(0.3))
+    assert gone(tmp_path / "source.pid")
+    assert gone(tmp_path / "sink.pid")
+
+
+def test_pipeline_without_its_sink(tmp_path: Path, fake_tool: Fake, deadline: Deadline) -> None:
+    fake_tool("source", f"echo $$ >{tmp_path}/pid\nwhile :; do sleep 0.05; done")
+    with pytest.raises(BadInput, match="no-such-tool"):
+        pipeline(["source"], ["no-such-tool"], deadline=deadline)
+    assert not (tmp_path / "pid").exists() or gone(tmp_path / "pid")
+
+
+@pytest.mark.xfail(strict=True, reason="process.py: nobody reads the source's stderr, whose pipe fills up")
+def test_pipeline_with_a_source_that_complains_a_lot() -> None:
+    pipeline(["sh", "-c", "seq 100000 >&2; echo"], ["cat"], deadline=Deadline.after(1))

@@ -1,0 +1,226 @@
+"""What outlives a job: locks, files that are never half there, folders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, Busy
+from composer.store.folders import Folders, publish, written_beside
+from composer.store.locks import is_locked, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from composer.store.locks import locked
+with locked(Path(sys.argv[1]), purpose="update of a disk", what="it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold a lock."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
+def test_busy_names_the_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held_elsewhere(lock) as holder:
+        assert is_locked(lock)
+        with pytest.raises(Busy) as caught, locked(lock, purpose="mine", what="the disk x"):
+            pass
+    for word in ("the disk x", f"pid {holder.pid} ", socket.gethostname(), "update of a disk"):
+        assert word in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held_elsewhere(lock) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(5)
+        assert not is_locked(lock)
+        with locked(lock, purpose="mine", what="it"):
+            assert is_locked(lock)
+    assert not lock.exists()
+
+
+def test_waits_for_the_deadline(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    began = time.monotonic()
+    with locked(lock, purpose="first", what="it"):
+        with pytest.raises(Busy), locked(lock, purpose="x", what="it", wait=Deadline.after(0.3)):
+            pass
+        assert 0.3 <= time.monotonic() - began < 2
+
+
+def test_waits_for_the_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held_elsewhere(lock) as holder:
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {holder.pid}"])
+        with locked(lock, purpose="second", what="it", wait=Deadline.after(10)):
+            assert killer.wait(5) == 0
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with pytest.raises(RuntimeError), locked(lock, purpose="x", what="it"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    assert not is_locked(lock)
+
+
+def test_a_link_in_the_place_of_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "lock").symlink_to("victim")
+    with pytest.raises(OSError, match="symbolic"), locked(tmp_path / "lock", purpose="x", what="it"):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("said", [b"", b"{}", b"[1]", b"\xff", b'{"since": "x"}', b"{" * 4000])
+def test_a_holder_that_says_nonsense(tmp_path: Path, said: bytes) -> None:
+    lock = tmp_path / "lock"
+    with locked(lock, purpose="first", what="it"):
+        lock.write_bytes(said)
+        with pytest.raises(Busy, match="did not say"), locked(lock, purpose="second", what="it"):
+            pass
+
+
+# Tries without a pause: who comes as the file goes away must not hold a lock that nobody else sees.
+COUNT = """
+import sys
+from pathlib import Path
+from composer.errors import Busy
+from composer.store.locks import locked
+number, done = Path(sys.argv[2]), 0
+while done < 150:
+    try:
+        with locked(Path(sys.argv[1]), purpose="count", what="it"):
+            number.write_text(str(int(number.read_text()) + 1))
+            done += 1
+    except Busy:
+        pass
+"""
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    number.write_text("0")
+    counting = [subprocess.Popen([sys.executable, "-c", COUNT, tmp_path / "lock", number]) for _ in range(4)]
+    assert [process.wait(50) for process in counting] == [0] * 4
+    assert number.read_text() == "600"
+
+
+def test_written_beside(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+    with written_beside(target, 0o640) as new:
+        assert new.parent == tmp_path
+        new.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_written_beside_fails(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with written_beside(target) as new:
+            new.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_publish(tmp_path: Path) -> None:
+    new, target = tmp_path / "new", tmp_path / "target"
+    new.write_text("new")
+    publish(new, target)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]
+    assert target.exists()
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Yield a folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_places_by_variables(short: Path) -> None:
+    home = {"HOME": str(short / "home")}
+    xdg = {"XDG_CACHE_HOME": str(short / "xc"), "XDG_RUNTIME_DIR": str(short)}
+    own = {"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(short / "r")}
+    runtime = {"XDG_RUNTIME_DIR": str(short)}
+    assert Folders.of({**home, **runtime}).cache == short / "home/.cache/ostree-composer"
+    assert Folders.of({**home, **xdg}) == Folders(short / "xc/ostree-composer", short / "ostree-composer")
+    assert Folders.of({**home, **xdg, **own}) == Folders(short / "c", short / "r")
+
+
+def test_a_runtime_folder_that_is_not_there(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    folders = Folders.of({"HOME": str(short), "XDG_RUNTIME_DIR": "/run/user/none"})
+    assert folders.runs == short / f"ostree-composer-{os.getuid()}"
+
+
+def test_places_are_private(short: Path) -> None:
+    (short / "r").mkdir(mode=0o755)
+    folders = Folders.of({"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(short / "r")})
+    assert folders.runs.stat().st_mode & 0o777 == 0o700
+    assert folders.cache.stat().st_mode & 0o777 == 0o700
+
+
+def refused(short: Path, runs: Path, why: str) -> None:
+    with pytest.raises(BadInput, match=why) as caught:
+        Folders.of({"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(runs)})
+    if "cannot make" not in why:
+        assert "export COMPOSER_RUNS=" in (caught.value.hint or "")
+
+
+def test_folder_of_runs_with_a_long_path(short: Path) -> None:
+    refused(short, short / ("x" * 60), "too long a path")
+
+
+def test_folder_of_runs_that_is_a_link(short: Path) -> None:
+    (short / "elsewhere").mkdir()
+    (short / "r").symlink_to("elsewhere")
+    refused(short, short / "r", "another user")
+
+
+@pytest.mark.asroot
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a folder away")
+def test_folder_of_runs_of_somebody_else(short: Path) -> None:
+    (short / "r").mkdir(mode=0o777)
+    os.chown(short / "r", 65534, 65534)
+    refused(short, short / "r", "another user")
+
+
+def test_folder_that_cannot_be_made(short: Path) -> None:
+    (short / "file").touch()
+    refused(short, short / "file" / "r", "cannot make the folder")
