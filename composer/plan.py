@@ -16,6 +16,9 @@ from composer.recipe.model import Remote
 from composer.recipe.values import show_size
 from composer.repo import Tree
 
+# Counted up when the steps begin to make other disks of the same plan.
+_FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Account:
@@ -69,7 +72,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """The hash of all that shapes the disk, the commit aside."""
-        shape = asdict(self)
+        shape = {"format": _FORMAT, **asdict(self)}
         del shape["source"]["commit"]
         text = json.dumps(shape, sort_keys=True, default=lambda value: hashlib.sha256(value).hexdigest())
         return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, DeadlineExpired, ToolFailed
 
 _GRACE_SECONDS = 2.0
+_COMPANION_SECONDS = 15.0
+_LONGEST_STDERR = 2**20
 
 # Which package brings a tool, for the error that says it is missing: Debian's name, Fedora's name.
 _PACKAGES = {
@@ -87,15 +91,21 @@ def _spawned(
         yield process
     finally:
         if process.poll() is None:
-            process.terminate()
+            _signal_group(process, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_SECONDS)
-        if process.poll() is None:
-            process.kill()
+            # The group, for what it started itself; its own leader may be gone by now.
+            _signal_group(process, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    # It leads a session and so a group of its own.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 @contextmanager
@@ -118,7 +128,11 @@ def companion(argv: Sequence[str]) -> Iterator[None]:
     finally:
         if process.stdin is not None:
             process.stdin.close()
-        process.wait()
+        try:
+            process.wait(_COMPANION_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def run(
@@ -151,6 +165,11 @@ def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdout
 
 
+def _read_into(stream: IO[bytes] | None, kept: bytearray) -> None:
+    while stream is not None and (chunk := stream.read(2**16)):
+        kept += chunk[: max(0, _LONGEST_STDERR - len(kept))]
+
+
 def pipeline(source: Sequence[str], sink: Sequence[str], *, deadline: Deadline) -> None:
     """Run ``source | sink``; errors as in `run`, of the source first, for it is the cause."""
     with (
@@ -159,12 +178,17 @@ def pipeline(source: Sequence[str], sink: Sequence[str], *, deadline: Deadline) 
     ):
         _pipe(feeding).close()  # so that the source sees SIGPIPE when the sink ends early
         feeding.stdout = None
+        fed = bytearray()
+        # Read beside the sink's: a source that complains a lot would wait for a reader for ever.
+        reader = threading.Thread(target=_read_into, args=(feeding.stderr, fed), daemon=True)
+        reader.start()
         try:
             _, eaten = eating.communicate(timeout=deadline.left())
-            _, fed = feeding.communicate(timeout=deadline.left())
+            feeding.wait(deadline.left())
         except subprocess.TimeoutExpired:
             raise DeadlineExpired(f"{source[0]} | {sink[0]} did not end in time") from None
-        if feeding.returncode != 0 and feeding.returncode != -13:
+        reader.join(_GRACE_SECONDS)
+        if feeding.returncode not in (0, -signal.SIGPIPE):
             raise ToolFailed(source, feeding.returncode, fed.decode("utf-8", "replace"))
         if eating.returncode != 0:
             raise ToolFailed(sink, eating.returncode, eaten.decode("utf-8", "replace"))

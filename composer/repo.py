@@ -18,6 +18,7 @@ import requests
 from composer.deadline import Deadline
 from composer.errors import BadInput, ToolFailed
 from composer.process import run
+from composer.recipe.load import host_path
 
 # `ostree ls -R`: type and mode, uid, gid, size, path; links add ' -> target'.
 _LISTED = re.compile(r"^([-dl])(0[0-7]{4}) +(\d+) +(\d+) +(\d+) (/.*)$", re.DOTALL)
@@ -185,10 +186,10 @@ def open_repo(source: str, folder: Path, mirrors: Path, refs: list[str], deadlin
     """
     if source.startswith(("http://", "https://")):
         return _mirror(source.rstrip("/"), mirrors, refs, deadline)
-    path = (folder / Path(source).expanduser()).resolve()
+    path = host_path(source, folder).resolve()
     try:
         text = (path / "config").read_text()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"{path} is no OSTree repo: it has no readable file 'config'",
             hint=f"ostree init --mode=archive --repo={path}   makes an empty one",

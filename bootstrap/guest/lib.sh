@@ -21,7 +21,7 @@ fail() {
 
 # result KEY VALUE: a line of the job's result; a key may come several times.
 result() {
-    printf '%s %s\n' "$1" "$2" >>"$JOB/state/result"
+    printf '%s %s\n' "$1" "$(printf '%s' "$2" | tr '\n' ' ')" >>"$JOB/state/result"
 }
 
 # Text from stdin as the inside of a JSON string.  Control characters other than the two that logs need

@@ -16,17 +16,18 @@ from composer.recipe.values import show_size
 @click.command()
 @click.argument("disk", type=PATH)
 @click.option("--deep", is_flag=True, help="Look into the disk itself, from a helper VM.")
+@click.option("--fsck", is_flag=True, help="With --deep: check every object against its checksum.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @job_options
-def inspect(disk: Path, deep: bool, as_json: bool, job: JobOptions) -> None:
+def inspect(disk: Path, deep: bool, fsck: bool, as_json: bool, job: JobOptions) -> None:
     """Tell what is on DISK: deployments, commits, ref, sizes, history.
 
     Example:  composer inspect debian-bookworm.qcow2 --deep --json
     """
     said = describe(disk.absolute())
-    if deep:
+    if deep or fsck:
         with session(job) as made:
-            said["deep"] = look_into(made.workshop, disk.absolute())
+            said["deep"] = look_into(made.workshop, disk.absolute(), fsck=fsck)
     if as_json:
         show.as_json(said)
     else:
@@ -85,6 +86,7 @@ def _print(said: dict[str, Any]) -> None:
             [
                 ("root used", show_size(deep["root_used"])),
                 ("root free", show_size(deep["root_free"])),
+                ("objects", "all checked, clean" if deep["fsck"] else "not checked; --fsck does"),
                 *(("remote", remote) for remote in deep["remotes"]),
                 *(("kargs", kargs) for kargs in deep["kargs"]),
             ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from composer.compose import steps
 from composer.compose.progress import pull_watched
+from composer.compose.target import new_target
 from composer.compose.workshop import Workshop, beside, check_room, disk_locked
 from composer.disk import image
 from composer.disk.manifest import (
@@ -21,16 +22,13 @@ from composer.disk.manifest import (
     publish_disk,
     settle,
 )
-from composer.errors import BadInput
+from composer.errors import BadInput, ComposerError
 from composer.export.http import http_export
-from composer.helper.domain import Disk
 from composer.helper.job import JobResult, run_job
 from composer.helper.lease import HelperShape
 from composer.plan import Plan, make_plan
 from composer.recipe.load import LoadedRecipe
 from composer.repo import Repo
-
-TARGET_SERIAL = "composer-target"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _make(
     with beside(disk) as folder, http_export(repo) as export:
         new = folder / disk.name
         image.create(new, plan.disk_size, workshop.deadline)
-        target = Disk(new, "qcow2", TARGET_SERIAL, "sdb")
+        target = new_target(new)
         with (
             workshop.bench(f"build {disk.name}", bootstrap) as bench,
             workshop.helper(bench, shape) as helper,
@@ -119,6 +117,8 @@ def _make(
                 bytes=export.served.bytes,
             )
             manifest = _manifest(plan, repo, settings, recipe, result, new, deed)
+            if manifest.commit != plan.source.commit:
+                raise ComposerError("the helper does not report the commit as the default deployment")
             publish_disk(new, disk, manifest)
     return Outcome(disk, manifest, True, export.served.bytes, export.served.files)
 

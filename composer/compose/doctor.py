@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,7 @@ def _tool(tool: str) -> Finding:
 
 
 def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
-    with (
-        tempfile.TemporaryDirectory(prefix="d", dir=folders.runs) as name,
-        Runs(folders.runs).open("doctor") as run,
-    ):
+    with Runs(folders.runs).open("doctor") as run:
         try:
             with machine.connected(connect, folders.runs, folders.cache / "libvirt") as host:
                 yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")
@@ -76,7 +72,7 @@ def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
                 yield Finding(
                     "QEMU", "good", f"{emulated.emulator}: {host.version()}, machine {emulated.machine}"
                 )
-                yield _kvm(host, folders, Path(name))
+                yield _kvm(host, folders, run.path)
         except ComposerError as error:
             yield Finding("libvirt", "bad", error.message, error.hint)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from composer.compose import steps
-from composer.compose.build import TARGET_SERIAL, deployments_of
+from composer.compose.build import deployments_of
+from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop, beside, disk_locked
-from composer.disk import image
 from composer.disk.manifest import Identity
 from composer.disk.qcow2 import check_disk
-from composer.helper.domain import Backing, Disk
-from composer.helper.job import Job, run_job
+from composer.errors import GuestStepFailed
+from composer.helper.job import Job, JobResult, run_job
 from composer.helper.lease import HelperShape
 
 
@@ -34,16 +35,18 @@ def describe(disk: Path) -> dict[str, Any]:
     return said
 
 
-def look_into(workshop: Workshop, disk: Path) -> dict[str, Any]:
-    """Return what a helper finds on the disk; it is looked at through an overlay, not written to."""
+def look_into(workshop: Workshop, disk: Path, *, fsck: bool = False) -> dict[str, Any]:
+    """Return what a helper finds on the disk; it is looked at through an overlay, not written to.
+
+    With ``fsck``, every object of its repo is checked too; GuestStepFailed where one is damaged.
+    """
     manifest = known_disk(disk)
-    bootstrap = bootstrap_for(workshop, manifest, None, steps.INSPECT_STEPS)
+    wanted = steps.FSCK_STEPS if fsck else steps.INSPECT_STEPS
+    bootstrap = bootstrap_for(workshop, manifest, None, wanted)
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
-    job = Job(steps.INSPECT_STEPS, steps.partition_data(manifest.partitions))
+    job = Job(wanted, steps.partition_data(manifest.partitions))
     with disk_locked(disk, "inspect"), beside(disk) as folder:
-        overlay = folder / "overlay.qcow2"
-        image.create_overlay(overlay, disk, workshop.deadline)
-        target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
+        target = overlay_target(folder / "overlay.qcow2", disk, workshop.deadline)
         with (
             workshop.bench(f"inspect {disk.name}", bootstrap) as bench,
             workshop.helper(bench, shape) as helper,
@@ -54,6 +57,14 @@ def look_into(workshop: Workshop, disk: Path) -> dict[str, Any]:
         "deployments": [deployment.model_dump() for deployment in deployments_of(result)],
         "kargs": result.all("kargs"),
         "remotes": result.all("remote"),
-        "root_used": int(result.one("root-used")),
-        "root_free": int(result.one("root-free")),
+        "fsck": "clean" if fsck else None,
+        "root_used": _number(result, "root-used"),
+        "root_free": _number(result, "root-free"),
     }
+
+
+def _number(result: JobResult, key: str) -> int:
+    value = result.one(key)
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise GuestStepFailed("report", f"{key} is no number: {value[:40]!r}")
+    return int(value)

@@ -36,6 +36,7 @@ def build_steps(plan: Plan) -> tuple[str, ...]:
 
 UPDATE_STEPS = ("mount-sysroot", "pull-http", "deploy", "report", "finalise")
 INSPECT_STEPS = ("mount-readonly", "report")
+FSCK_STEPS = (*INSPECT_STEPS, "fsck")
 ARM_STEPS = ("mount-sysroot", "report", "arm-verify", "finalise")
 
 

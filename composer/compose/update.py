@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.compose import steps
-from composer.compose.build import TARGET_SERIAL, Outcome, deployments_of
+from composer.compose.build import Outcome, deployments_of
 from composer.compose.progress import pull_watched
+from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop, beside, check_room, disk_locked
 from composer.disk import image
 from composer.disk.manifest import Deed, Identity, Manifest, load_manifest, publish_disk, settle
@@ -16,7 +17,6 @@ from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, ComposerError
 from composer.export.http import http_export
 from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
-from composer.helper.domain import Backing, Disk
 from composer.helper.job import Job, check_tools, run_job
 from composer.helper.lease import HelperShape
 from composer.plan import Source, check_bootable
@@ -124,8 +124,7 @@ def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, r
     before = Identity.of(disk)
     with beside(disk) as folder, http_export(repo) as export:
         overlay, new = folder / "overlay.qcow2", folder / disk.name
-        image.create_overlay(overlay, disk, workshop.deadline)
-        target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
+        target = overlay_target(overlay, disk, workshop.deadline)
         job = Job(
             steps.UPDATE_STEPS,
             {**steps.partition_data(manifest.partitions), **steps.source_data(source, export)},

@@ -7,13 +7,15 @@ firmware and bootloader, and the unit reports on the second serial port.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from composer.compose import steps
-from composer.compose.build import TARGET_SERIAL, deployments_of
+from composer.compose.build import deployments_of
+from composer.compose.target import SERIAL, chain_of, overlay_target
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Bench, Workshop, beside, disk_locked
 from composer.disk import image
@@ -36,6 +38,7 @@ _MEMORY = 2**30
 _CPUS = 2
 _POLL_SECONDS = 0.2
 _MARK = "composer-verify "
+_LONGEST_REPORT = 2**18
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
         evidence = keep_evidence or workshop.logs / f"verify-{disk.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         with beside(disk) as folder, workshop.bench(f"verify {disk.name}", bootstrap) as bench:
             armed = folder / "armed.qcow2"
-            image.create_overlay(armed, disk, workshop.deadline)
-            commit = _arm(workshop, bench, manifest, armed, disk)
+            target = overlay_target(armed, disk, workshop.deadline)
+            commit = _arm(workshop, bench, manifest, target)
             if commit != manifest.commit:
                 raise VerifyFailed(
                     f"the default deployment is {commit[:12]}, the manifest says {manifest.commit[:12]}",
@@ -115,9 +118,8 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
             return [_boot(workshop, bench, armed, disk, commit, firmware, evidence) for firmware in chosen]
 
 
-def _arm(workshop: Workshop, bench: Bench, manifest: Manifest, armed: Path, disk: Path) -> str:
+def _arm(workshop: Workshop, bench: Bench, manifest: Manifest, target: Disk) -> str:
     """Put the reporting unit into the overlay; return the commit of its default deployment."""
-    target = Disk(armed, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(disk.absolute(), "qcow2"))
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     data = {
         **steps.partition_data(manifest.partitions),
@@ -140,7 +142,7 @@ def _boot(
     folder = bench.run.path
     console, report = folder / f"{firmware}.console.log", folder / f"{firmware}.report"
     report.touch(mode=0o600)
-    chain = Backing(armed, "qcow2", Backing(disk.absolute(), "qcow2"))
+    chain = Backing(armed, "qcow2", chain_of(disk))
     domain = Domain(
         name=f"{bench.run.name}-{firmware}",
         kind=bench.abilities.kind,
@@ -153,7 +155,7 @@ def _boot(
         report=report,
         screen=True,
         uefi=_uefi(folder) if firmware == "uefi" else None,
-        disks=(Disk(overlay, "qcow2", TARGET_SERIAL, "sda", boot=True, backing=chain),),
+        disks=(Disk(overlay, "qcow2", SERIAL, "sda", boot=True, backing=chain),),
     )
     deadline = workshop.deadline.sooner(_BOOT_SECONDS[bench.abilities.kind])
     with workshop.reporter.phase(
@@ -197,7 +199,9 @@ def _uefi(folder: Path) -> Uefi:
 
 def _report(path: Path) -> dict[str, list[str]]:
     said: dict[str, list[str]] = {}
-    for line in path.read_bytes()[: 2**20].decode("utf-8", "replace").splitlines():
+    with path.open("rb") as file:
+        text = file.read(_LONGEST_REPORT).decode("utf-8", "replace")
+    for line in text.splitlines():
         if line.startswith(_MARK):
             key, _, value = line.removeprefix(_MARK).partition(" ")
             said.setdefault(key, []).append(value.strip()[:1024])
@@ -219,5 +223,5 @@ def _read_boot(path: Path) -> Boot:
         target=first("target"),
         failed=tuple(said.get("failed", ())),
         waiting=tuple(said.get("waiting", ())),
-        uptime=float(uptime) if uptime.replace(".", "", 1).isdigit() else 0.0,
+        uptime=float(uptime) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", uptime) else 0.0,
     )

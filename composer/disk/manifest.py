@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from composer.errors import BadInput
+from composer.errors import BadInput, ComposerError
 from composer.store.folders import fsync_path, publish, written_beside
 
 _FORMAT = 1
 _HISTORY = 100
 _LARGEST = 2**22
+
+
+PartitionRole = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
 class _Data(BaseModel):
@@ -41,23 +44,27 @@ class Identity(_Data):
 class Deployment(_Data):
     """A deployment on the disk; the first one is the default."""
 
-    commit: str
-    serial: int
+    commit: str = Field(pattern=r"^[0-9a-f]{64}$")
+    serial: int = Field(ge=0, lt=2**31)
     stateroot: str
     refspec: str | None
     version: str | None
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Read what the guest's step `report` says of one."""
-        commit, serial, stateroot, refspec, version = line.split(" ", 4)
-        return cls(
-            commit=commit,
-            serial=int(serial),
-            stateroot=stateroot,
-            refspec=None if refspec == "-" else refspec,
-            version=None if version == "-" else version[:128],
-        )
+        """Read what the guest's step `report` says of one; ComposerError where that is nonsense."""
+        try:
+            line.encode()
+            commit, serial, stateroot, refspec, version = line.split(" ", 4)
+            return cls(
+                commit=commit,
+                serial=int(serial[:10]),
+                stateroot=stateroot,
+                refspec=None if refspec == "-" else refspec,
+                version=None if version == "-" else version[:128],
+            )
+        except ValueError as error:
+            raise ComposerError(f"the helper reports a deployment that is none: {line[:100]!r}") from error
 
 
 class Deed(_Data):
@@ -92,7 +99,7 @@ class Manifest(_Data):
     remote: str | None
     keep: int = Field(ge=1)
     firmware: str
-    partitions: dict[str, int]
+    partitions: dict[PartitionRole, int]
     helper: HelperSettings
     deployments: tuple[Deployment, ...] = Field(min_length=1)
     disk: Identity
@@ -104,7 +111,12 @@ class Manifest(_Data):
         return self.deployments[0].commit
 
     def after(self, deed: Deed, deployments: tuple[Deployment, ...], disk: Identity) -> Manifest:
-        """Return the manifest of the disk once something was done to it."""
+        """Return the manifest of the disk once something was done to it.
+
+        Raises ComposerError where the default deployment is not the deed's commit.
+        """
+        if not deployments or deployments[0].commit != deed.commit:
+            raise ComposerError("the helper does not report the new commit as the default deployment")
         history = (*self.history, deed)[-_HISTORY:]
         return self.model_copy(update={"deployments": deployments, "disk": disk, "history": history})
 
@@ -148,6 +160,8 @@ def load_manifest(disk: Path) -> Manifest | None:
 def settle(disk: Path) -> None:
     """Finish or drop what a killed composer left half done; call it with the disk's lock held."""
     waiting = _next_path(disk)
+    for left in disk.parent.glob(f".{waiting.name}.*.new"):
+        left.unlink()
     if not waiting.exists():
         return
     if load_manifest(disk) is not None and _belongs(waiting, disk):

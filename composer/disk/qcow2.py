@@ -42,8 +42,21 @@ class Header:
     dirty: bool
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A disk that is safe to hand to QEMU: its header, and the files below it, nearest first."""
+
+    header: Header
+    bases: tuple[Path, ...]
+
+
 def check_disk(path: Path) -> Header:
-    """Return the header of a qcow2 disk that is safe to hand to QEMU.
+    """Return the header of a qcow2 disk; errors as `check_chain`."""
+    return check_chain(path).header
+
+
+def check_chain(path: Path) -> Checked:
+    """Check the header of a qcow2 disk, and those of the files below it.
 
     Raises BadInput where the file is missing or no qcow2, names other files than overlays' bases in
     its own folder, or has features or sizes that no honest disk has.
@@ -51,10 +64,12 @@ def check_disk(path: Path) -> Header:
     seen: set[tuple[int, int]] = set()
     header = _read(path, seen)
     above, current = path, header
+    bases: list[Path] = []
     for _ in range(_DEEPEST_CHAIN):
         if current.backing is None:
-            return header
+            return Checked(header, tuple(bases))
         above = _base_of(above, current)
+        bases.append(above)
         current = _read(above, seen)
     raise BadInput(f"{path} has more than {_DEEPEST_CHAIN} backing files below it")
 
@@ -69,7 +84,10 @@ def _base_of(above: Path, header: Header) -> Path:
             hint=f"qemu-img rebase -u -f qcow2 -F qcow2 -b BASE {above}   names the format",
         )
     folder = above.parent.resolve()
-    base = (folder / name).resolve()
+    try:
+        base = (folder / name).resolve()
+    except (RuntimeError, OSError) as error:
+        raise BadInput(f"{above} names the backing file {name[:80]!r}, which leads nowhere") from error
     if base.parent != folder:
         raise BadInput(
             f"{above} has its backing file outside its own folder: {base}",

@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from composer.deadline import Deadline
 from composer.repo import Repo
 
 # The helper's user network shows it the host's loopback at this address (QEMU's -netdev user).
@@ -36,6 +39,7 @@ _PATHS = re.compile(
 # A repo's own config may hold credentials of its remotes; the guest needs to know the mode alone.
 _CONFIG = b"[core]\nrepo_version=1\nmode=archive-z2\n"
 _IDLE_SECONDS = 60
+_END_SECONDS = 5.0
 _CHUNK = 2**18
 
 
@@ -94,9 +98,33 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, root: int, token: str, served: Counter) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self._connections: set[socket.socket] = set()
+        self._changing = threading.Lock()
         self.root = root
         self.prefix = f"/{token}/"
         self.served = served
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Take a connection, and remember it until it ends."""
+        with self._changing:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection that ends."""
+        with self._changing:
+            self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def end_connections(self) -> None:
+        """End the connections that clients keep open, and wait for their handlers."""
+        with self._changing:
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        deadline = Deadline.after(_END_SECONDS)
+        while self._connections and not deadline.expired:
+            time.sleep(0.01)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Drop a client that went away; there is nobody to tell."""
@@ -190,5 +218,6 @@ def http_export(repo: Repo) -> Iterator[HttpExport]:
             finally:
                 server.shutdown()
                 thread.join()
+                server.end_connections()
     finally:
         os.close(root)

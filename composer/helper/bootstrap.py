@@ -124,7 +124,8 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
         return process.run(["zstd", "-dc"], stdin=content, deadline=deadline).stdout
 
     index = ModuleIndex.parse(
-        read(f"{modules}/modules.dep").decode(), read(f"{modules}/modules.builtin").decode()
+        read(f"{modules}/modules.dep").decode("utf-8", "replace"),
+        read(f"{modules}/modules.builtin").decode("utf-8", "replace"),
     )
     initramfs = build_initramfs(
         busybox=_busybox().read_bytes(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from composer.resources import bootstrap_file
 
@@ -92,9 +92,18 @@ def _environment() -> Environment:
         loader=FileSystemLoader(bootstrap_file(".")),
         autoescape=True,
         undefined=StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=False,
+        finalize=_escaped,
     )
+
+
+def _escaped(value: object) -> object:
+    """Escape also what XML would fold into a blank in an attribute: another file would be named."""
+    if isinstance(value, Markup) or not isinstance(value, str | Path):
+        return value
+    text = escape(str(value))
+    for character in "\n\r\t":
+        text = text.replace(character, Markup(f"&#{ord(character)};"))  # noqa: S704
+    return text
 
 
 def disk_xml(disk: Disk) -> Markup:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import stat
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -116,10 +117,13 @@ def _module_name(path: str) -> str:
 
 def _decompressed(path: str, content: bytes, unzstd: Callable[[bytes], bytes]) -> bytes:
     # insmod of busybox hands the file to the kernel, which may not know the compression.
-    if path.endswith(".ko.xz"):
-        return lzma.decompress(content)
-    if path.endswith(".ko.gz"):
-        return gzip.decompress(content)
+    try:
+        if path.endswith(".ko.xz"):
+            return lzma.decompress(content)
+        if path.endswith(".ko.gz"):
+            return gzip.decompress(content)
+    except (lzma.LZMAError, OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"the kernel module {path} is damaged: {error}") from error
     if path.endswith(".ko.zst"):
         return unzstd(content)
     return content

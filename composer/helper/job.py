@@ -30,7 +30,8 @@ _RUN = [
     f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cd {_FOLDER} && tar -x && exec /bin/sh ./dispatch",
 ]
 _LONGEST_LINE = 2**18
-_STEP_NAME = re.compile(r"^[a-z0-9-]{1,40}$")
+_LONGEST_MS = 10**9
+_STEP_NAME = re.compile(r"[a-z0-9-]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class _Answers:
         for line in lines:
             try:
                 event = json.loads(line[:_LONGEST_LINE].decode("utf-8", "replace"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 self._take(event)
@@ -128,12 +129,12 @@ class _Answers:
         if kind == "result" and isinstance(event.get("values"), list):
             pairs = [pair for pair in event["values"] if isinstance(pair, list) and len(pair) == 2]
             self.values = tuple((str(key), str(value)) for key, value in pairs)
-        elif not _STEP_NAME.match(step):
+        elif not _STEP_NAME.fullmatch(step):
             return
         elif kind == "start":
             self.running = step
             self._reporter.started(step, self._titles.get(step, step))
-        elif kind == "end" and isinstance(event.get("ms"), int):
+        elif kind == "end" and isinstance(event.get("ms"), int) and 0 <= event["ms"] < _LONGEST_MS:
             self.seconds[step] = event["ms"] / 1000
             self._reporter.ended(step, event["ms"] / 1000)
         elif kind == "failed":

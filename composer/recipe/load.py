@@ -35,12 +35,23 @@ class LoadedRecipe:
 
     def resolve(self, relative: str) -> Path:
         """Return a path that stands in the recipe as a host path: it is relative to the recipe."""
-        return Path(os.path.normpath(self.path.parent / Path(relative).expanduser()))
+        return host_path(relative, self.path.parent)
 
     @property
     def output(self) -> Path:
         """Where the disk goes if the command line does not say."""
         return self.resolve(self.recipe.output.path or f"{self.recipe.name}.qcow2")
+
+
+def host_path(text: str, folder: Path) -> Path:
+    """Return a path as a recipe writes it: relative to ``folder``, or with ~; BadInput for no path."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{text!r} names the home of nobody here") from error
+    if "\0" in text:
+        raise BadInput(f"{text!r} is no path")
+    return Path(os.path.normpath(folder / path))
 
 
 def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
@@ -63,17 +74,19 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        raw = path.read_bytes() if path.stat().st_size <= _LARGEST else None
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
     except OSError as error:
         raise BadInput(
             f"cannot read the recipe {path}: {error.strerror}",
             hint="give the path of a recipe; recipes/ in the project has some to begin with",
         ) from error
-    if raw is None:
+    if len(raw) > _LARGEST:
         raise BadInput(f"the recipe {path} is larger than 4 MiB, which no recipe is")
     try:
         return tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    # ValueError: TOMLDecodeError, UnicodeDecodeError, and int()'s own for a number without end
+    except (ValueError, RecursionError) as error:
         raise RecipeErrors(str(path), [Fault("", f"no valid TOML: {error}")]) from error
 
 
@@ -126,8 +139,8 @@ class _HostFiles:
         self.faults: list[Fault] = []
 
     def _read(self, name: str, key: str) -> bytes | None:
-        path = self._folder / Path(name).expanduser()
         try:
+            path = host_path(name, self._folder)
             if not path.is_file():
                 self.faults.append(Fault(key, f"no such file: {path}"))
                 return None
@@ -135,10 +148,11 @@ class _HostFiles:
                 self.faults.append(Fault(key, f"larger than 64 MiB: {path}"))
                 return None
             return path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            self.faults.append(Fault(key, f"cannot read {path}: {reason}"))
-            return None
+        except BadInput as error:
+            self.faults.append(Fault(key, error.message))
+        except OSError as error:
+            self.faults.append(Fault(key, f"cannot read {name}: {error.strerror}"))
+        return None
 
     def content(self, file: File, index: int) -> bytes:
         """Return what goes into ``file``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -149,11 +150,14 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _check_doubles(self) -> Self:
+        faults = []
         for what, names in (
             ("users", [user.name for user in self.users]),
             ("files", [file.path for file in self.files]),
         ):
-            doubled = sorted({name for name in names if names.count(name) > 1})
+            doubled = sorted(name for name, count in Counter(names).items() if count > 1)
             if doubled:
-                raise ValueError(f"{what} given twice: {', '.join(doubled)}")
+                faults.append(f"{what} given twice: {', '.join(doubled)}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self

@@ -20,7 +20,7 @@ def parse_size(value: Any) -> int:
     """Return a size in bytes from '4 GiB' or a plain number of bytes."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a size is a text such as '4 GiB', or a number of bytes")
-    found = _SIZE.match(str(value))
+    found = _SIZE.fullmatch(str(value))
     if not found:
         raise ValueError(f"{value!r} is no size; write it like '512 MiB' or '4 GiB'")
     return int(found[1]) * _UNITS[found[2] or ""]
@@ -37,7 +37,7 @@ def show_size(size: int) -> str:
 
 
 def _check_karg(value: str) -> str:
-    if not _KARG.match(value):
+    if not _KARG.fullmatch(value):
         raise ValueError("a kernel argument is made of letters, digits and _.,:=/@%+~^[]- alone")
     return value
 
@@ -48,13 +48,13 @@ def _check_product_path(value: str) -> str:
         raise ValueError("write an absolute path without '.', '..' or doubled slashes")
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
         raise ValueError("a path has no control characters")
-    if parts[1] not in ("etc", "var"):
+    if parts[1] not in ("etc", "var") or len(parts) < 3:
         raise ValueError("a deployment can be changed below /etc and /var alone; the rest is the commit's")
     return value
 
 
 def _check_mode(value: str) -> str:
-    if not re.match(r"^0?[0-7]{3,4}$", value):
+    if not re.fullmatch(r"0?[0-7]{3,4}", value):
         raise ValueError("write a mode in octal, such as '0644'")
     return value
 
@@ -82,8 +82,10 @@ Size = Annotated[
         {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type": "integer", "minimum": 0}]}
     ),
 ]
-# ostree-core.h, OSTREE_REF_REGEXP
-Ref = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*(/[-._A-Za-z0-9]+)*$", max_length=255)]
+# ostree-core.h, OSTREE_REF_REGEXP, without parts that begin with a dot
+Ref = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*$", max_length=255)
+]
 Stateroot = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*$", max_length=64)]
 RemoteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
 Url = Annotated[str, Field(pattern=r"^(https?|file)://[!-~]+$", max_length=2048)]

@@ -17,6 +17,10 @@ from composer.errors import Fault
 _ALLOWED = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.Filter)
 _FILTERS = frozenset({"lower", "upper", "trim", "default", "truncate"})
 _LONGEST = 2**20
+# A text of a recipe that needs more filters and names than this is no text of a recipe; Python's own
+# compiler gives up at some 200 nested calls.
+_MOST_FILTERS = 100
+_MOST_NODES = 10_000
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -49,19 +53,41 @@ class Variables:
         return value
 
     def _render(self, text: str, key: str) -> str:
-        if "{" not in text:
+        # Any other brace is the text's own, a comment of jinja's included, which would vanish.
+        if "{{" not in text and "{%" not in text:
             return text
         try:
             # Checked first, on the parsed form: what is refused is never compiled or run.
-            for node in self._environment.parse(text).find_all(nodes.Node):
-                if not isinstance(node, _ALLOWED):
-                    raise ValueError(f"{type(node).__name__.lower()} is not allowed in a recipe's variables")
-            rendered = self._environment.from_string(text).render(self._values)
-            if len(rendered) > _LONGEST:
-                raise ValueError("the text is longer than 1 MiB")
-        except (TemplateError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            self._check(text)
+            rendered = self._bounded(text)
+            rendered.encode()
+        except (TemplateError, ValueError, TypeError, RecursionError, OverflowError, SyntaxError) as error:
             self.faults.append(
                 Fault(key, f"{error}; to write braces as they are: {{% raw %}}...{{% endraw %}}")
             )
             return text
         return rendered
+
+    def _check(self, text: str) -> None:
+        if "{#" in text:
+            raise ValueError("'{#' beside a variable would begin a comment and vanish")
+        if "\r" in text:
+            raise ValueError("carriage returns beside a variable would be lost")
+        filters = 0
+        for count, node in enumerate(self._environment.parse(text).find_all(nodes.Node)):
+            filters += isinstance(node, nodes.Filter)
+            if not isinstance(node, _ALLOWED):
+                raise ValueError(f"{type(node).__name__.lower()} is not allowed in a recipe's variables")
+            if isinstance(node, nodes.Name) and node.name == "self":
+                raise ValueError("'self' is undefined")  # jinja's own word for the template
+            if filters > _MOST_FILTERS or count > _MOST_NODES:
+                raise ValueError("too many filters and names in one text")
+
+    def _bounded(self, text: str) -> str:
+        pieces, length = [], 0
+        for piece in self._environment.from_string(text).generate(self._values):
+            pieces.append(piece)
+            length += len(piece)
+            if length > _LONGEST:
+                raise ValueError("the text is longer than 1 MiB")
+        return "".join(pieces)

@@ -143,8 +143,10 @@ class Runs:
         """Yield a fresh run, cleared at the end unless it is to be kept."""
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        reaper = [sys.executable, "-m", "composer.store.reaper", str(run.path)]
-        with locked(run.path / _OWNER_LOCK, purpose=purpose, what=f"run {run.name}"), companion(reaper):
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", str(run.path)]
+        lock = run.path / _OWNER_LOCK
+        soon = Deadline.after(5)  # `vm list` looks at the lock by taking it for a moment
+        with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper):
             try:
                 yield run
             finally:

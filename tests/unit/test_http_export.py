@@ -199,9 +199,6 @@ def test_nothing_listens_afterwards(repo: Path) -> None:
         connect(export).connect()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="http.py: kept connections outlive the export, and its folder's number"
-)
 def test_a_kept_connection_ends_with_the_export(repo: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "refs/heads").mkdir(parents=True)

@@ -78,9 +78,6 @@ def test_no_repo(tmp_path: Path) -> None:
             opened(".", tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="repo.py: read_text's UnicodeDecodeError and a NUL's ValueError escape"
-)
 @pytest.mark.parametrize("source", [".", "a\0b"])
 def test_noise_as_repo(tmp_path: Path, source: str) -> None:
     (tmp_path / "config").write_bytes(b"[core]\nmode=\xff\n")

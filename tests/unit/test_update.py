@@ -1,7 +1,5 @@
 """A whole update with a machine and a guest that are fakes: what was attached, and what the disk is then."""
 
-# ruff: noqa: ARG002 - fakes take what the real ones take
-
 from __future__ import annotations
 
 import json
@@ -179,9 +177,6 @@ def test_a_disk_that_somebody_else_wrote_to_stays(workshop: FakeWorkshop, old_di
         update(workshop, old_disk, Overrides())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="update.py: the chain below a disk is not told, so its data reads as zeros"
-)
 def test_a_disk_with_a_base_is_attached_with_it(
     workshop: FakeWorkshop, old_disk: Path, tmp_path: Path
 ) -> None:
@@ -196,9 +191,6 @@ def test_a_disk_with_a_base_is_attached_with_it(
     assert target.backing.below.path == base
 
 
-@pytest.mark.xfail(
-    strict=True, reason="update.py: nothing holds what the guest reports against what was asked"
-)
 @pytest.mark.parametrize("values", [[], [["deployment", f"{'3' * 64} 0 demo - -"]]])
 def test_a_guest_that_reports_something_else(
     workshop: FakeWorkshop, old_disk: Path, values: list[list[str]]

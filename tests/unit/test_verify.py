@@ -114,7 +114,6 @@ def test_serial_line_ends(tmp_path: Path) -> None:
     assert read(tmp_path, REPORT.replace("\n", "\r\n")) == GOOD
 
 
-@pytest.mark.xfail(strict=True, reason="verify.py: isdigit() is true for '²', which float() does not take")
 def test_a_number_that_is_none(tmp_path: Path) -> None:
     assert read(tmp_path, "composer-verify uptime ²\n").uptime == 0
 

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from composer.compose import steps
-from composer.compose.build import TARGET_SERIAL
+from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk
-from composer.disk import image
-from composer.helper.domain import Backing, Disk
 from composer.helper.job import Job, run_job
 from composer.helper.lease import HelperShape
 from tests.vm.place import REF, Built, Place, Repo, ostree
@@ -100,9 +98,7 @@ def test_product_equals_its_commit(place: Place, repo: Repo, built: Built, tmp_p
     """
     workshop = place.workshop()
     manifest = known_disk(built.disk)
-    overlay = tmp_path / "overlay.qcow2"
-    image.create_overlay(overlay, built.disk, workshop.deadline)
-    target = Disk(overlay, "qcow2", TARGET_SERIAL, "sdb", backing=Backing(built.disk, "qcow2"))
+    target = overlay_target(tmp_path / "overlay.qcow2", built.disk, workshop.deadline)
     bootstrap = bootstrap_for(workshop, manifest, None, steps.INSPECT_STEPS)
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     script = """

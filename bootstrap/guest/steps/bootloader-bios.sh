@@ -1,4 +1,4 @@
-# needs: grub-install
+# needs: grub-install install
 # Installs GRUB for BIOS into the BIOS boot partition.
 . "$JOB/lib.sh"
 

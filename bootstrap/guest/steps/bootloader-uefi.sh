@@ -1,4 +1,4 @@
-# needs: grub-install
+# needs: grub-install install
 # Installs GRUB for UEFI under the name that every firmware looks for, touching no firmware variables.
 . "$JOB/lib.sh"
 

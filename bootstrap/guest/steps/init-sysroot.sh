@@ -1,4 +1,4 @@
-# needs: ostree blkid
+# needs: ostree
 # Makes an empty sysroot on the new root file system, with the product's own remote.
 . "$JOB/lib.sh"
 

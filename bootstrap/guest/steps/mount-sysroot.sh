@@ -1,4 +1,3 @@
-# needs: e2fsck
 # Mounts the product's root for writing.  A disk that was not cleanly unmounted has its journal
 # replayed by the mount.
 . "$JOB/lib.sh"
