@@ -116,7 +116,7 @@ def test_product_equals_its_commit(place: Place, repo: Repo, built: Built, tmp_p
         grep ^admin: "$root/etc/passwd"
         stat -c '%a %u %n' ostree/deploy/debian/var/home/admin/.ssh/authorized_keys
         stat -c '%a %u %n' ostree/deploy/debian/var/roothome/.ssh/authorized_keys
-        ls "$root/etc" | grep -c pwned || true
+        ls "$root/etc" | grep -cx pwned || true
     """
     with workshop.bench("test", bootstrap) as bench, workshop.helper(bench, shape) as helper:
         helper.machine.attach(target)
