@@ -147,6 +147,10 @@ class Built:
     ran: Ran
 
 
+PASSWORD = "tested-pw"
+HASH = (  # openssl passwd -6
+    "$6$tested$7xTXIzBocAKFOFC5U247prOWBtzGB251Yv1Qah4YouDgHZW9pBc8hkC1gRWfV/Wh0LkUemN88oJvE58BUsSBg0"
+)
 RECIPE = """
 name = "test"
 [ostree]
@@ -164,6 +168,7 @@ hostname = "tested"
 name = "admin"
 uid = 4711
 groups = ["sudo"]
+password_hash = "@HASH@"
 ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA test"]
 [[users]]
 name = "root"
@@ -175,4 +180,4 @@ mode = "0640"
 group = "sudo"
 [output]
 path = "test.qcow2"
-"""
+""".replace("@HASH@", HASH)
