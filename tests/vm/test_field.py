@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -101,3 +102,5 @@ def test_product_upgrades_itself_and_boots_the_new_commit(
     updated = place.composer("update", fresh)
     assert updated.code == 0, updated.stderr
     assert "helper" in updated.phases()
+    said = json.loads(place.composer("inspect", fresh, "--json").stdout)
+    assert [item["commit"] for item in said["deployments"]] == [repo.second, repo.first]

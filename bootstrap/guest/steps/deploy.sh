@@ -15,7 +15,9 @@ if has kargs; then
     while read -r karg; do set -- "$@" --karg-append="$karg"; done <"$JOB/data/kargs"
 fi
 if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
-ostree admin deploy "$@" "$refspec"
+# A product that upgraded itself in the field has the commit already; deploying it again would push the
+# former one, the way back, off the disk.
+deployments | head -n 1 | grep -q "^$stateroot $(param commit) " || ostree admin deploy "$@" "$refspec"
 
 # The default is at index 0; the oldest are at the end.  Other stateroots are left alone.
 while [ "$(deployments | grep -c "^$stateroot ")" -gt "$keep" ]; do
