@@ -33,6 +33,8 @@ EMBEDDED = "embed"
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 15
 _END_SECONDS = 15.0
+# What the kernel says as it dies, or kills.
+_CAUSE = re.compile(r"Kernel panic|Out of memory|BUG:|Oops")
 # What terminals take as commands (ECMA-48): colours, cursor, modes.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])")
 
@@ -67,14 +69,17 @@ def console_tail(console: Path, lines: int = _TAIL_LINES) -> str:
     """Return the last lines of a console log, without the control characters of terminals."""
     try:
         with console.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - 16384))
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 2**16))
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return "(no console log)"
     text = _ESCAPES.sub("", text)
     clean = "".join(c for c in text if c in "\n\t" or c.isprintable())
-    kept = [line for line in clean.splitlines() if line.strip()][-lines:]
-    return "\n".join(kept) or "(the console is empty)"
+    said = [line for line in clean.splitlines() if line.strip()]
+    kept = said[-lines:]
+    # A panic's own line scrolls away under the traces that follow it.
+    causes = [line for line in said[:-lines] if _CAUSE.search(line)]
+    return "\n".join([*causes[-1:], *kept]) or "(the console is empty)"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ the composer is gone.
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import os
 import select
 import shlex
@@ -191,6 +193,12 @@ def _join_terminal(channel: paramiko.Channel) -> None:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
 
 
+@functools.cache
+def _quieten_paramiko() -> None:
+    """Keep paramiko's log off stderr; what it logs as errors reaches us as exceptions too."""
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
 def _connect(path: Path, deadline: Deadline) -> socket.socket:
     """Connect to a port's socket, which appears as QEMU starts."""
     while True:
@@ -227,6 +235,7 @@ def opened(path: Path, keys: RunKeys, machine: Alive, deadline: Deadline) -> Ite
     Waiting for sshd to speak is waiting for the boot.  The guest's host key must be the one made for
     this run; any other is refused (ShellFailed).
     """
+    _quieten_paramiko()
     connection = _connect(path, deadline.sooner(10))
     transport = paramiko.Transport(connection)
     try:
