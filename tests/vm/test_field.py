@@ -38,10 +38,11 @@ class Console:
             assert time.monotonic() - began < _STEP_SECONDS, f"no {pattern!r} in: {self.all[-3000:]}"
             readable, _, _ = select.select([self._out], [], [], 1)
             if readable:
-                chunk = os.read(self._out, 65536).decode("utf-8", "replace").replace("\r", "")
+                chunk = os.read(self._out, 65536)
                 assert chunk, f"the machine ended: {self.all[-3000:]}"
-                self._unread += chunk
-                self.all += chunk
+                text = chunk.decode("utf-8", "replace").replace("\r", "")
+                self._unread += text
+                self.all += text
         said, self._unread = self._unread[: found.end()], self._unread[found.end() :]
         return said
 
