@@ -61,6 +61,8 @@ class Terminal:
         elif event.kind == "warning":
             self._console.print(f"[yellow]![/] {escape(event.text)}")
         elif event.kind == "note":
+            if event.name == "debug":  # a person is about to use the terminal
+                self._stop()
             self._console.print(f"  {escape(event.text)}")
 
 
