@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo check lint test-unit test-vm test-root setup golden bench clean
+.PHONY: help demo check lint test-unit test-vm setup golden bench clean
 
 help:
 	@echo "make demo        the main job on real Debian content, under demo/"

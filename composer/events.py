@@ -6,9 +6,10 @@ plain lines and one for JSON lines; tests use `Tape`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -56,11 +57,14 @@ class Fanout:
 
     def __init__(self, *monitors: Monitor) -> None:
         self._monitors = monitors
+        self._one_at_a_time = threading.Lock()
 
     def handle(self, event: Event) -> None:
-        """Hand the event on."""
-        for monitor in self._monitors:
-            monitor.handle(event)
+        """Hand the event on; a monitor that cannot write (a full disk, a closed pipe) stops no job."""
+        with self._one_at_a_time:
+            for monitor in self._monitors:
+                with suppress(OSError, ValueError):
+                    monitor.handle(event)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def _mirror(url: str, mirrors: Path, refs: list[str], deadline: Deadline) -> Rep
     if not (path / "config").exists():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         run([*argv, "init", "--mode=archive"], deadline=deadline)
-    # What the recipe's keys say is checked where it counts, in the helper's pull.
+    # Checksums are always verified; signatures are not yet asked of any remote.
     run(
         [*argv, "remote", "add", "--if-not-exists", "--no-sign-verify", "--no-gpg-verify", "origin", url],
         deadline=deadline,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from composer.cli import show
-from composer.cli.options import PATH, JobOptions, job_options, result, session
+from composer.cli.options import PATH, JobOptions, job_options, session
 from composer.cli.recipe import defines_of, recipe_arguments
 from composer.compose.build import build as build_disk
 from composer.recipe.load import load_recipe
@@ -27,7 +27,7 @@ def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: boo
     Example:  composer build recipes/debian-bookworm.toml -o /tmp/disk.qcow2
     """
     loaded = load_recipe(recipe, defines_of(define))
-    disk = (output or loaded.output).absolute()
+    disk = (output or loaded.output).resolve()
     with session(job) as made:
         outcome = build_disk(made.workshop, loaded, disk, force=force)
         text = (
@@ -36,8 +36,8 @@ def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: boo
             if outcome.changed
             else f"{disk} has this recipe's commit {outcome.manifest.commit[:12]} already; nothing to do"
         )
-        result(
-            made.workshop.reporter,
+        made.workshop.reporter.result(
+            "job",
             text,
             disk=str(disk),
             changed=outcome.changed,

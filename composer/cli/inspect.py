@@ -24,10 +24,10 @@ def inspect(disk: Path, deep: bool, fsck: bool, as_json: bool, job: JobOptions) 
 
     Example:  composer inspect debian-bookworm.qcow2 --deep --json
     """
-    said = describe(disk.absolute())
+    said = describe(disk.resolve())
     if deep or fsck:
         with session(job) as made:
-            said["deep"] = look_into(made.workshop, disk.absolute(), fsck=fsck)
+            said["deep"] = look_into(made.workshop, disk.resolve(), fsck=fsck)
     if as_json:
         show.as_json(said)
     else:

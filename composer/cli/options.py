@@ -17,7 +17,7 @@ from composer.cli.monitors import JsonLines, PlainLines, Terminal
 from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.errors import BadInput
-from composer.events import Event, Fanout, Monitor, Reporter, Tape
+from composer.events import Fanout, Monitor, Reporter, Tape
 from composer.helper.machine import EMBEDDED
 from composer.store.folders import Folders
 
@@ -105,8 +105,3 @@ def session(job: JobOptions) -> Iterator[Session]:
             deadline=Deadline.after(job.options.timeout),
         )
         yield Session(workshop, tape)
-
-
-def result(reporter: Reporter, text: str, **data: object) -> None:
-    """Tell the outcome to whoever reads the events."""
-    reporter.monitor.handle(Event("result", "job", text, data))

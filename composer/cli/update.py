@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from composer.cli import show
-from composer.cli.options import PATH, JobOptions, job_options, result, session
+from composer.cli.options import PATH, JobOptions, job_options, session
+from composer.cli.recipe import defines_of
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
 from composer.recipe.load import load_recipe
@@ -17,6 +18,7 @@ from composer.recipe.values import show_size
 @click.command()
 @click.argument("disk", type=PATH)
 @click.option("--recipe", type=PATH, help="Take repo, ref, keep and helper from this recipe.")
+@click.option("-D", "define", multiple=True, metavar="NAME=VALUE", help="Set a variable of that recipe.")
 @click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
 @click.option("--keep", type=click.IntRange(1, 10), help="Deployments to leave on the disk.")
@@ -24,6 +26,7 @@ from composer.recipe.values import show_size
 def update(
     disk: Path,
     recipe: Path | None,
+    define: tuple[str, ...],
     repo: str | None,
     ref: str | None,
     keep: int | None,
@@ -36,9 +39,9 @@ def update(
 
     Example:  composer update debian-bookworm.qcow2
     """
-    loaded = load_recipe(recipe, {}) if recipe else None
+    loaded = load_recipe(recipe, defines_of(define)) if recipe else None
     with session(job) as made:
-        outcome = update_disk(made.workshop, disk.absolute(), Overrides(loaded, repo, ref, keep))
+        outcome = update_disk(made.workshop, disk.resolve(), Overrides(loaded, repo, ref, keep))
         text = (
             f"{disk} is now at commit {outcome.manifest.commit[:12]}, "
             f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved, "
@@ -46,8 +49,8 @@ def update(
             if outcome.changed
             else f"{disk} is at commit {outcome.manifest.commit[:12]} already; nothing to do"
         )
-        result(
-            made.workshop.reporter,
+        made.workshop.reporter.result(
+            "job",
             text,
             disk=str(disk),
             changed=outcome.changed,

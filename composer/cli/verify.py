@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from composer.cli import show
-from composer.cli.options import PATH, JobOptions, job_options, result, session
+from composer.cli.options import PATH, JobOptions, job_options, session
 from composer.compose.verify import verify as verify_disk
 
 
@@ -27,13 +27,13 @@ def verify(disk: Path, firmware: str, evidence: Path | None, job: JobOptions) ->
     Example:  composer verify debian-bookworm.qcow2 --firmware all
     """
     with session(job) as made:
-        boots = verify_disk(made.workshop, disk.absolute(), firmware, evidence)
+        boots = verify_disk(made.workshop, disk.resolve(), firmware, evidence)
         lines = [
             f"{disk} under {boot.firmware}: runs {boot.commit[:12]}, {boot.target.split()[0]} reached, "
             f"no failed unit, {boot.uptime:.0f} s after the kernel's start"
             for boot in boots
         ]
-        result(made.workshop.reporter, "; ".join(lines), boots=[asdict(boot) for boot in boots])
+        made.workshop.reporter.result("job", "; ".join(lines), boots=[asdict(boot) for boot in boots])
     show.timings(made.timings())
     for line in lines:
         click.echo(line)

@@ -10,7 +10,7 @@ import click
 
 from composer.cli import show
 from composer.deadline import Deadline
-from composer.errors import BadInput, HelperDied
+from composer.errors import BadInput, ComposerError, HelperDied
 from composer.helper import shell
 from composer.helper.keys import KeyPair, RunKeys
 from composer.store.folders import Folders
@@ -141,5 +141,10 @@ def remove(name: str | None, force: bool) -> None:
         raise BadInput(
             f"the VM {run.name} belongs to a composer at work", hint="end that one, or add --force"
         )
-    run.clear()
+    if not run.clear():
+        uri = run.description().get("connect", "qemu:///system")
+        raise ComposerError(
+            f"the VM {run.name} belongs to another user and could not be ended",
+            hint=f"virsh -c {uri} destroy {run.name}",
+        )
     click.echo(f"{run.name}: ended and removed")

@@ -74,8 +74,16 @@ def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool =
                     f"{disk} exists and has no manifest, so it is not a disk of ours",
                     hint="move it away, or replace it with --force",
                 )
+            used = present.disk != Identity.of(disk)
             if present.plan == plan.digest and present.commit == commit:
+                if used:
+                    workshop.reporter.warn("plan", f"{disk} was written to since the composer's last job")
                 return Outcome(disk, present, changed=False)
+            if used:
+                raise BadInput(
+                    f"{disk} was written to since the composer's last job; a build would lose that",
+                    hint=f"composer update {disk}   keeps it;   --force   builds all the same",
+                )
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, plan, repo, settings, disk, loaded.path)
 
@@ -90,7 +98,7 @@ def _make(
 ) -> Outcome:
     began = time.monotonic()
     bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan))
-    shape = HelperShape(settings.memory, settings.cpus)
+    shape = HelperShape(settings.memory, settings.cpus, network=True)
     with beside(disk) as folder, http_export(repo) as export:
         new = folder / disk.name
         image.create(new, plan.disk_size, workshop.deadline)
@@ -108,7 +116,7 @@ def _make(
                 helper.machine.detach(target, workshop.deadline)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
-            new.chmod(0o644)
+            new.chmod(0o600)  # it holds password hashes, and keys once it has booted
             deed = Deed(
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 what="build",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,18 +57,34 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
     disk itself is replaced at the very end, by a finished and checked one, in one rename.
     """
     known_disk(disk)  # what is wrong with the disk is told before anything is locked or made
+    if check_disk(disk).snapshots:
+        raise BadInput(
+            f"{disk} has internal snapshots, which an update would lose",
+            hint=f"qemu-img snapshot -l {disk}   lists them, -d NAME deletes one",
+        )
     with disk_locked(disk, "update"):
         settle(disk)
-        manifest = _overridden(known_disk(disk), overrides)
+        present = known_disk(disk)
+        manifest = _overridden(present, overrides)
         with workshop.reporter.phase("plan", "reading manifest and commit"):
             repo = workshop.repo(manifest.repo, Path.cwd(), [manifest.ref])
             commit = repo.resolve(manifest.ref, workshop.deadline)
+            manifest = manifest.model_copy(update={"repo": repo.source})
             source = Source(manifest.ref, commit, manifest.stateroot, manifest.keep, manifest.remote)
-        if manifest.commit == commit and manifest.disk == Identity.of(disk):
+        settled = (manifest.ref, manifest.keep) == (present.ref, present.keep)
+        if settled and manifest.commit == commit and manifest.disk == Identity.of(disk):
             return Outcome(disk, manifest, changed=False)
         check_bootable(repo.kernel_tree(commit, workshop.deadline))
         check_room(disk.parent, disk.stat().st_size, "the updated disk")
         return _bring(workshop, disk, manifest, source, repo)
+
+
+def _give_like(new: Path, disk: Path) -> None:
+    """Give a new disk the owner and mode of the one whose place it takes."""
+    status = disk.stat()
+    if os.geteuid() == 0:
+        os.chown(new, status.st_uid, status.st_gid)
+    new.chmod(status.st_mode & 0o777)
 
 
 def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
@@ -120,7 +137,7 @@ def bootstrap_for(
 def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, repo: Repo) -> Outcome:
     began = time.monotonic()
     bootstrap = bootstrap_for(workshop, manifest, repo, steps.UPDATE_STEPS)
-    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
+    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus, network=True)
     before = Identity.of(disk)
     with beside(disk) as folder, http_export(repo) as export:
         overlay, new = folder / "overlay.qcow2", folder / disk.name
@@ -147,7 +164,8 @@ def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, r
                     disk="the disk is as that other program left it; the update was dropped",
                     hint=f"composer update {disk}   once nothing else uses it",
                 )
-            new.chmod(disk.stat().st_mode & 0o777)
+            image.check(new, workshop.deadline)
+            _give_like(new, disk)
             deed = Deed(
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 what="update",

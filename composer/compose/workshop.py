@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
 import time
@@ -120,12 +121,15 @@ class Workshop:
     def _offer(self, helper: Helper) -> None:
         if not helper.machine.running():
             return
-        if self.options.debug_shell:
-            self.reporter.note("debug", "a shell in the helper; the job's files are in /run/composer/job")
-            helper.shell.interact()
-        if self.options.keep_vm:
-            lease.keep(helper, Deadline.after(10))
-            self.reporter.note("debug", f"the helper stays: composer vm ssh {helper.run.name}")
+        try:
+            if self.options.debug_shell:
+                self.reporter.note("debug", "a shell in the helper; the job's files are in /run/composer/job")
+                helper.shell.interact()
+            if self.options.keep_vm:
+                lease.keep(helper, Deadline.after(10))
+                self.reporter.note("debug", f"the helper stays: composer vm ssh {helper.run.name}")
+        except (ComposerError, OSError) as error:  # the job's own error is the one to be told
+            self.reporter.note("debug", f"the helper cannot be looked into: {error}")
 
     @contextmanager
     def _console_kept(self, run: Run) -> Iterator[None]:
@@ -161,19 +165,20 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 def disk_locked(disk: Path, purpose: str) -> Iterator[None]:
     """Hold the lock of a disk for the block; Busy at once where another composer has it."""
     with locked(disk.with_name(f".{disk.name}.lock"), purpose=purpose, what=f"the disk {disk}"):
+        # What an earlier composer left is nobody's now; it may be as large as the disk.
+        for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}*"):
+            shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+def _work_prefix(disk: Path) -> str:
+    return f".{disk.name}.work."
 
 
 @contextmanager
 def beside(disk: Path) -> Iterator[Path]:
-    """Yield a folder beside a disk, on the same file system, for what may take its place.
-
-    With the disk's lock held, so what an earlier composer left there belongs to nobody.
-    """
-    prefix = f".{disk.name}.work."
-    for left in disk.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=disk.parent))
+    """Yield a folder beside a disk, on the same file system, for what may take its place."""
+    folder = Path(tempfile.mkdtemp(prefix=_work_prefix(disk), dir=disk.parent))
     try:
         with full_disk_told(folder):
             yield folder

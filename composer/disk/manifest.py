@@ -7,6 +7,7 @@ next knows by these whether the disk's rename happened.
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Annotated, Self
@@ -160,7 +161,7 @@ def load_manifest(disk: Path) -> Manifest | None:
 def settle(disk: Path) -> None:
     """Finish or drop what a killed composer left half done; call it with the disk's lock held."""
     waiting = _next_path(disk)
-    for left in disk.parent.glob(f".{waiting.name}.*.new"):
+    for left in disk.parent.glob(f".{glob.escape(waiting.name)}.*.new"):
         left.unlink()
     if not waiting.exists():
         return

@@ -40,6 +40,7 @@ class Header:
     backing: str | None
     backing_format: str | None
     dirty: bool
+    snapshots: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _parse(path: Path, raw: bytes) -> Header:
             hint=f"if it is a raw one: qemu-img convert -f raw -O qcow2 {path} {path}.qcow2",
         )
     (_, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_size, _l1_offset,
-     _ref_offset, ref_clusters, _snapshots, _snapshots_offset) = _HEADER.unpack_from(raw)  # fmt: skip
+     _ref_offset, ref_clusters, snapshots, _snapshots_offset) = _HEADER.unpack_from(raw)  # fmt: skip
     if version not in (2, 3):
         raise BadInput(f"{path} is a qcow2 disk of version {version}; 2 and 3 are known")
     features, header_length = 0, _HEADER.size
@@ -168,6 +169,7 @@ def _parse(path: Path, raw: bytes) -> Header:
         backing=os.fsdecode(name) if name else None,
         backing_format=form.decode("ascii", "replace") if form is not None else None,
         dirty=bool(features & _DIRTY),
+        snapshots=snapshots,
     )
 
 

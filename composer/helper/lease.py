@@ -26,10 +26,11 @@ _BOOT_SECONDS = {"kvm": 30.0, "qemu": 90.0}
 
 @dataclass(frozen=True)
 class HelperShape:
-    """How large a helper is; ``memory`` in bytes."""
+    """How large a helper is; ``memory`` in bytes.  Only one that pulls has a network."""
 
     memory: int
     cpus: int
+    network: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def helper_domain(
             Channel(SSH_PORT, run.path / "ssh"),
             Channel(DEBUG_PORT, run.path / "debug"),
         ),
-        network=True,
+        network=shape.network,
     )
 
 

@@ -120,12 +120,14 @@ def _run_probe(host: Host, image: BootstrapImage, abilities: Abilities, scratch:
         try:
             with host.start(domain) as machine:
                 while not deadline.expired:
+                    # Asked first: a guest may say its word and end before we look at the console.
+                    running = machine.running()
                     if _REACHED in domain.console.read_bytes():
                         return Verdict(True, "a guest ran on it")
-                    if not machine.running():
+                    if not running:
                         return Verdict(False, "/dev/kvm opens, but QEMU ends as it runs a guest on it")
                     time.sleep(0.05)
         except ComposerError as error:
-            said = error.message.rpartition("qemu-system-x86_64: ")[2].splitlines()[0]
+            said = error.message.rpartition("qemu-system-x86_64: ")[2].partition("\n")[0]
             return Verdict(False, f"/dev/kvm opens, but QEMU ends on it: {said[:160]}")
     return Verdict(False, f"a guest on it hangs: nothing came in {PROBE_SECONDS:.0f} s")

@@ -1,8 +1,8 @@
 """Commands in a helper VM, by SSH over a virtio-serial port; the only module that imports paramiko.
 
 A port is used instead of TCP because nothing listens on the host then, no port number can be taken by
-somebody else, and the helper needs no network; and because its closing tells the guest at once that
-the composer is gone.
+somebody else, and a helper that pulls nothing needs no network; and because its closing tells the guest
+at once that the composer is gone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from composer.helper.keys import RunKeys
 _POLL_SECONDS = 0.01
 _LIFE_CHECK_SECONDS = 0.25
 _CHUNK = 2**16
+_LONGEST_STDOUT = 2**26
+_LONGEST_STDERR = 2**20
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class PortShell:
     ) -> Answer:
         """Run a command to its end, whatever its exit code.
 
-        ``on_stdout`` gets the output as it comes.  Raises DeadlineExpired, HelperDied when the machine
-        ends meanwhile, ShellFailed when the connection breaks.
+        ``on_stdout`` gets the output as it comes, and the answer is then without it.  Raises
+        DeadlineExpired, HelperDied when the machine ends meanwhile, ShellFailed when the connection breaks.
         """
         # The one place where an argv becomes the text that SSH carries.
         command = shlex.join(argv)
@@ -134,15 +136,21 @@ class PortShell:
         while True:
             ended = channel.exit_status_ready() or channel.closed
             idle = True
-            while channel.recv_ready():
+            # One piece at a time: a guest that never stops talking must not keep us from the deadline.
+            if channel.recv_ready():
                 idle = False
                 chunk = channel.recv(_CHUNK)
-                out += chunk
                 if on_stdout:
                     on_stdout(chunk)
-            while channel.recv_stderr_ready():
+                else:
+                    out += chunk
+            if channel.recv_stderr_ready():
                 idle = False
                 err += channel.recv_stderr(_CHUNK)
+                del err[:-_LONGEST_STDERR]
+            if len(out) > _LONGEST_STDOUT:
+                channel.close()
+                raise ShellFailed(f"{name} in the helper said more than {_LONGEST_STDOUT >> 20} MiB")
             if ended and idle and (channel.eof_received or channel.closed):
                 return bytes(out), bytes(err)
             if deadline.expired:
@@ -225,7 +233,8 @@ def _wait(event: threading.Event, machine: Alive, deadline: Deadline, doing: str
         if not machine.running():
             raise machine.death(doing)
         if deadline.expired:
-            raise machine.death(f"{doing}: it did not answer in time")
+            console = machine.death(doing).detail
+            raise DeadlineExpired(f"gave up on {doing}: no SSH server answered in time", detail=console)
 
 
 @contextmanager

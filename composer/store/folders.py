@@ -35,7 +35,7 @@ class Folders:
         runtime = environ.get("XDG_RUNTIME_DIR")
         if named := environ.get("COMPOSER_RUNS"):
             runs = Path(named)
-        elif runtime and os.access(runtime, os.W_OK):
+        elif runtime and Path(runtime).is_dir() and Path(runtime).stat().st_uid == os.getuid():
             runs = Path(runtime) / "ostree-composer"
         else:
             runs = Path(tempfile.gettempdir()) / f"ostree-composer-{os.getuid()}"

@@ -94,13 +94,16 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
         return bool(pids)
 
-    def clear(self) -> None:
-        """End the run's VM, if any is left, and remove the folder."""
+    def clear(self) -> bool:
+        """End the run's VM, if any is left, and remove the folder; False where the VM is not ours to end."""
         self.end_vms()
         deadline = Deadline.after(5)
-        while self.qemu_pids() and not deadline.expired:
+        while self.qemu_pids():
+            if deadline.expired:
+                return False
             time.sleep(0.02)
         shutil.rmtree(self.path, ignore_errors=True)
+        return True
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ class Runs:
             # A folder without a lock file yet is being made this moment; give its maker a minute.
             young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
             wanted = run.kept and bool(run.qemu_pids())
-            if not (run.alive or young or wanted):
-                run.clear()
+            if not (run.alive or young or wanted) and run.clear():
                 cleared.append(run.name)
         return cleared
 

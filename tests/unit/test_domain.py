@@ -22,7 +22,7 @@ HOSTILE = "/tmp/a'b\"c&d<e>]]><!--%20{{ x }}é"
 
 def helper(abilities: Abilities) -> str:
     image = BootstrapImage(Entry(Path("/cache/bootstrap/42"), "42", {}), fresh=False)
-    shape = HelperShape(2**30, 2)
+    shape = HelperShape(2**30, 2, network=True)
     return domain_xml(helper_domain("c1234", image, abilities, shape, Run(Path("/run/c1234")), "initramfs"))
 
 

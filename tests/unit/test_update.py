@@ -15,7 +15,7 @@ from composer.compose.update import Overrides, update
 from composer.compose.workshop import Bench, Options, Workshop
 from composer.deadline import Deadline
 from composer.disk.manifest import Manifest, load_manifest, manifest_path
-from composer.errors import ComposerError, GuestStepFailed, HelperDied
+from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import Disk
@@ -198,3 +198,10 @@ def test_a_guest_that_reports_something_else(
     workshop.shell.lines = [{"event": "result", "values": values}]
     with pytest.raises(ComposerError):
         update(workshop, old_disk, Overrides())
+
+
+def test_internal_snapshots_are_not_lost_silently(workshop: FakeWorkshop, old_disk: Path) -> None:
+    subprocess.run(["qemu-img", "snapshot", "-c", "mine", old_disk], check=True)
+    with pytest.raises(BadInput, match="internal snapshots"):
+        update(workshop, old_disk, Overrides())
+    assert workshop.machine.attached == []

@@ -206,7 +206,7 @@ BOMBS = {
 def test_bomb(tmp_path: Path, text: str) -> None:
     began = time.monotonic()
     fault_of(tmp_path, text)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_nested_filters(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from composer.compose import steps
-from composer.compose.target import overlay_target
+from composer.compose.target import new_target, overlay_target
 from composer.compose.update import bootstrap_for, known_disk
 from composer.helper.job import Job, run_job
 from composer.helper.lease import HelperShape
@@ -167,3 +167,41 @@ def test_no_mount_no_loop_no_setuid_helper_on_the_host(place: Place, fresh: Path
         if Path(program).exists() and Path(program).stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
     ]
     assert privileged == []
+
+
+def break_a_unit(place: Place, disk: Path) -> None:
+    """Put a unit that fails into the disk's default deployment."""
+    workshop = place.workshop()
+    manifest = known_disk(disk)
+    bootstrap = bootstrap_for(workshop, manifest, None, steps.INSPECT_STEPS)
+    script = """
+        set -eu
+        etc=$(echo /run/composer/sysroot/ostree/deploy/debian/deploy/*.0)/etc/systemd/system
+        printf '[Service]\\nExecStart=/bin/false\\n' >"$etc/broken.service"
+        mkdir -p "$etc/multi-user.target.wants"
+        ln -s ../broken.service "$etc/multi-user.target.wants/broken.service"
+        umount /run/composer/sysroot
+    """
+    target = new_target(disk)
+    with (
+        workshop.bench("test", bootstrap) as bench,
+        workshop.helper(bench, HelperShape(2**30, 2)) as helper,
+    ):
+        helper.machine.attach(target)
+        job = Job(("mount-sysroot",), steps.partition_data(manifest.partitions))
+        run_job(helper.shell, job, workshop.reporter, workshop.deadline)
+        answer = helper.shell.run(["sh", "-c", script], deadline=workshop.deadline)
+        assert answer.code == 0, answer.stderr
+        helper.machine.detach(target, workshop.deadline)
+
+
+def test_failed_unit_fails_verify_and_leaves_console_and_screenshot(
+    place: Place, built: Built, fresh: Path, tmp_path: Path
+) -> None:
+    break_a_unit(place, fresh)
+    verified = place.composer("verify", fresh, "--evidence", tmp_path / "kept")
+    assert verified.code == 1
+    assert "failed units: broken.service" in verified.stderr
+    assert str(tmp_path / "kept") in verified.stderr
+    assert "multi-user.target" in (tmp_path / "kept" / "bios.console.log").read_text(errors="replace")
+    assert (tmp_path / "kept" / "bios.png").read_bytes().startswith(b"\x89PNG")

@@ -22,6 +22,8 @@ add_user() {
         if [ -e "$folder/uid" ]; then set -- "$@" --uid "$(cat "$folder/uid")"; fi
         if [ -s "$folder/groups" ]; then set -- "$@" --groups "$(cat "$folder/groups")"; fi
         in_product useradd "$@" "$name" || fail "the account $name could not be made"
+    elif [ -e "$folder/uid" ] || [ -s "$folder/groups" ]; then
+        fail "the tree has an account $name already, so give it a password_hash and ssh keys alone"
     fi
     if [ -e "$folder/password-hash" ]; then
         printf '%s:%s\n' "$name" "$(cat "$folder/password-hash")" | in_product chpasswd -e \
@@ -34,7 +36,7 @@ add_keys() {
     name=$2
     home=$(in_product getent passwd "$name" | cut -d: -f6)
     if [ "$name" = root ]; then mkdir -p "$root/var/roothome"; chmod 700 "$root/var/roothome"; fi
-    # The links in the path are the product's: followed inside the chroot, never on this side.
+    # The links in the path are the product's, so they are followed inside the chroot.
     in_product install -d -m 0700 -o "$name" -g "$(in_product id -g "$name")" "$home/.ssh"
     # shellcheck disable=SC2016  # the inner shell expands it
     in_product sh -c 'umask 077; cat >"$1/.ssh/authorized_keys"' sh "$home" <"$1/ssh-keys"
