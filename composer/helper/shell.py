@@ -35,6 +35,7 @@ from composer.helper.keys import RunKeys
 _POLL_SECONDS = 0.01
 _LIFE_CHECK_SECONDS = 0.25
 _CHUNK = 2**16
+_KEEPALIVE_SECONDS = 2
 _LONGEST_STDOUT = 2**26
 _LONGEST_STDERR = 2**20
 
@@ -99,7 +100,7 @@ class PortShell:
         command = shlex.join(argv)
         try:
             channel = self._transport.open_session(timeout=max(deadline.left(), 1))
-            channel.exec_command(command)
+            self._request(channel, command, argv[0], deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
             feeder.start()
             out, err = self._collect(channel, argv[0], deadline, on_stdout)
@@ -116,6 +117,28 @@ class PortShell:
                 raise self._machine.death(f"running {argv[0]}")
             raise ShellFailed(f"the connection into the helper broke while {argv[0]} ran")
         return Answer(code, out, err)
+
+    def _request(self, channel: paramiko.Channel, command: str, name: str, deadline: Deadline) -> None:
+        """Ask the guest to run a command; paramiko waits for its answer without a limit of its own."""
+        failed: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                channel.exec_command(command)
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                failed.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_LIFE_CHECK_SECONDS)
+        while asking.is_alive():
+            if not self._machine.running():
+                raise self._machine.death(f"running {name}")
+            if deadline.expired:
+                raise DeadlineExpired(f"the helper did not begin the command {name} in time")
+            asking.join(_LIFE_CHECK_SECONDS)
+        if failed:
+            raise failed[0]
 
     def _gone_soon(self) -> bool:
         """Whether the machine is ending; its sockets close a moment before libvirt hears of it."""
@@ -264,6 +287,9 @@ def opened(path: Path, keys: RunKeys, machine: Alive, deadline: Deadline) -> Ite
         if f"{offered.get_name()} {offered.get_base64()}" != keys.host.public:
             raise ShellFailed("the helper showed another host key than the one made for this run")
         transport.auth_publickey("root", _key(keys.user.private))
+        # Under emulation a virtio-serial port was seen to sleep on data that had come (a lost wake-up);
+        # whatever is sent next wakes it.
+        transport.set_keepalive(_KEEPALIVE_SECONDS)
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
         if not machine.running():
