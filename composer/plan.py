@@ -14,7 +14,7 @@ from composer.errors import BadInput
 from composer.recipe.load import LoadedRecipe
 from composer.recipe.model import Remote
 from composer.recipe.values import show_size
-from composer.repo import Tree
+from composer.repo import Tree, is_url
 
 # Counted up when the steps begin to make other disks of the same plan.
 _FORMAT = 1
@@ -91,7 +91,7 @@ def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:
     """
     recipe = loaded.recipe
     remote = recipe.ostree.remote
-    if remote is None and repo_source.startswith(("http://", "https://")):
+    if remote is None and is_url(repo_source):
         # The repo that we pull from is one that the product can pull from too.
         remote = Remote(url=repo_source)
     layout = Layout.for_firmware(recipe.disk.firmware)

@@ -178,13 +178,18 @@ class Repo:
         return ["ostree", f"--repo={self.path}", "export", commit]
 
 
+def is_url(source: str) -> bool:
+    """Whether a repo is named by its URL rather than by its folder."""
+    return source.startswith(("http://", "https://"))
+
+
 def open_repo(source: str, folder: Path, mirrors: Path, refs: list[str], deadline: Deadline) -> Repo:
     """Return the repo that a recipe names: a folder (relative to ``folder``) or an http(s) URL.
 
     Of a URL, ``refs`` are mirrored below ``mirrors``, only what is new being fetched.  Raises BadInput
     where there is no repo, or one of a mode that cannot be exported.
     """
-    if source.startswith(("http://", "https://")):
+    if is_url(source):
         return _mirror(source.rstrip("/"), mirrors, refs, deadline)
     path = host_path(source, folder).resolve()
     try:

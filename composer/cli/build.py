@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from composer.cli import show
-from composer.cli.options import PATH, JobOptions, job_options, session
+from composer.cli.options import PATH, JobOptions, job_options, session, tell_outcome
 from composer.cli.recipe import defines_of, recipe_arguments
 from composer.compose.build import build as build_disk
 from composer.recipe.load import load_recipe
@@ -36,14 +35,4 @@ def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: boo
             if outcome.changed
             else f"{disk} has this recipe's commit {outcome.manifest.commit[:12]} already; nothing to do"
         )
-        made.workshop.reporter.result(
-            "job",
-            text,
-            disk=str(disk),
-            changed=outcome.changed,
-            commit=outcome.manifest.commit,
-            bytes=outcome.bytes_moved,
-            objects=outcome.objects_moved,
-        )
-    show.timings(made.timings() if outcome.changed else [])
-    click.echo(text)
+        tell_outcome(made, disk, outcome, text)

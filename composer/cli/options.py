@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from composer.cli import show
 from composer.cli.monitors import JsonLines, PlainLines, Terminal
+from composer.compose.build import Outcome
 from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.errors import BadInput
@@ -105,3 +107,18 @@ def session(job: JobOptions) -> Iterator[Session]:
             deadline=Deadline.after(job.options.timeout),
         )
         yield Session(workshop, tape)
+
+
+def tell_outcome(made: Session, disk: Path, outcome: Outcome, text: str) -> None:
+    """Tell what a build or an update came to: as an event for programs, with timings for people."""
+    made.workshop.reporter.result(
+        "job",
+        text,
+        disk=str(disk),
+        changed=outcome.changed,
+        commit=outcome.manifest.commit,
+        bytes=outcome.bytes_moved,
+        objects=outcome.objects_moved,
+    )
+    show.timings(made.timings() if outcome.changed else [])
+    click.echo(text)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from composer.cli import show
-from composer.cli.options import PATH, JobOptions, job_options, session
+from composer.cli.options import PATH, JobOptions, job_options, session, tell_outcome
 from composer.cli.recipe import defines_of
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
@@ -49,14 +48,4 @@ def update(
             if outcome.changed
             else f"{disk} is at commit {outcome.manifest.commit[:12]} already; nothing to do"
         )
-        made.workshop.reporter.result(
-            "job",
-            text,
-            disk=str(disk),
-            changed=outcome.changed,
-            commit=outcome.manifest.commit,
-            bytes=outcome.bytes_moved,
-            objects=outcome.objects_moved,
-        )
-    show.timings(made.timings() if outcome.changed else [])
-    click.echo(text)
+        tell_outcome(made, disk, outcome, text)

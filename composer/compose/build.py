@@ -117,13 +117,7 @@ def _make(
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
-            deed = Deed(
-                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                what="build",
-                commit=plan.source.commit,
-                seconds=round(time.monotonic() - began, 2),
-                bytes=export.served.bytes,
-            )
+            deed = Deed.done("build", plan.source.commit, began, export.served.bytes)
             manifest = _manifest(plan, repo, settings, recipe, result, new, deed)
             if manifest.commit != plan.source.commit:
                 raise ComposerError("the helper does not report the commit as the default deployment")

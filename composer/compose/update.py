@@ -22,7 +22,7 @@ from composer.helper.job import Job, check_tools, run_job
 from composer.helper.lease import HelperShape
 from composer.plan import Source, check_bootable
 from composer.recipe.load import LoadedRecipe
-from composer.repo import Repo
+from composer.repo import Repo, is_url
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
                 f"the recipe has stateroot {recipe.ostree.stateroot!r}, the disk {manifest.stateroot!r}",
                 hint="composer build   makes a disk with another stateroot",
             )
-        is_url = recipe.ostree.repo.startswith(("http://", "https://"))
+        repo = recipe.ostree.repo
         changes = {
             "recipe": str(overrides.recipe.path),
-            "repo": recipe.ostree.repo if is_url else str(overrides.recipe.resolve(recipe.ostree.repo)),
+            "repo": repo if is_url(repo) else str(overrides.recipe.resolve(repo)),
             "ref": recipe.ostree.ref,
             "keep": recipe.ostree.keep,
             "helper": manifest.helper.model_copy(
@@ -166,13 +166,7 @@ def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, r
                 )
             image.check(new, workshop.deadline)
             _give_like(new, disk)
-            deed = Deed(
-                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                what="update",
-                commit=source.commit,
-                seconds=round(time.monotonic() - began, 2),
-                bytes=export.served.bytes,
-            )
+            deed = Deed.done("update", source.commit, began, export.served.bytes)
             after = manifest.after(deed, deployments_of(result), Identity.of(new))
             publish_disk(new, disk, after)
     return Outcome(disk, after, True, export.served.bytes, export.served.files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -76,6 +77,13 @@ class Deed(_Data):
     commit: str
     seconds: float
     bytes: int
+
+    @classmethod
+    def done(cls, what: str, commit: str, began: float, moved: int) -> Self:
+        """Return the deed that ends now; ``began`` is on the monotonic clock, ``moved`` in bytes."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        seconds = round(time.monotonic() - began, 2)
+        return cls(time=now, what=what, commit=commit, seconds=seconds, bytes=moved)
 
 
 class HelperSettings(_Data):

@@ -157,9 +157,8 @@ class Host:
     def start(self, domain: Domain) -> Iterator[LibvirtMachine]:
         """Run a VM for the block; it has ended on return, unless `LibvirtMachine.keep` was called."""
         domain.console.touch(mode=0o600)
-        flags = libvirt.VIR_DOMAIN_NONE
         try:
-            running = self._connection.createXML(domain_xml(domain), flags)
+            running = self._connection.createXML(domain_xml(domain), libvirt.VIR_DOMAIN_NONE)
         except libvirt.libvirtError as error:
             raise ComposerError(
                 f"the VM {domain.name} cannot start: {error.get_error_message()}",
