@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, DeadlineExpired, ToolFailed
@@ -73,33 +73,69 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold back the handlers of signals until the function that is yielded is called.
+
+    Python runs them between any two steps, also after a child was forked and before anybody knows its
+    pid.  They run in the main thread alone, so nothing is to be held in others.
+    """
+    held: list[int] = []
+    former: dict[signal.Signals, Any] = {}
+
+    def release() -> None:
+        while former:
+            number, handler = former.popitem()
+            signal.signal(number, handler)
+        while held:
+            signal.raise_signal(held.pop())
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    signal.signal(number, lambda got, _frame: held.append(got))
+                    former[number] = handler
+        yield release
+    finally:
+        release()
+
+
+@contextmanager
 def _spawned(
     argv: Sequence[str], *, stdin: int | IO[bytes], stdout: int, env: Mapping[str, str], cwd: Path | None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program and see to it that it has ended, whatever happens inside the block."""
-    process = subprocess.Popen(
-        [find_tool(argv[0]), *argv[1:]],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        env=_environment(env),
-        cwd=cwd,
-        # Ctrl-C is for the composer, which then ends its children in order.
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _signal_group(process, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_SECONDS)
-            # The group, for what it started itself; its own leader may be gone by now.
-            _signal_group(process, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+    program = find_tool(argv[0])
+    with _interrupts_held() as release:
+        process = subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=_environment(env),
+            cwd=cwd,
+            # Ctrl-C is for the composer, which then ends its children in order.
+            start_new_session=True,
+        )
+        try:
+            release()
+            yield process
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+        # The group, for what it started itself; its own leader may be gone by now.
+        _signal_group(process, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

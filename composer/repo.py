@@ -165,14 +165,6 @@ class Repo:
         """Return the content of one file of a commit."""
         return run(["ostree", f"--repo={self.path}", "cat", commit, path], deadline=deadline).stdout
 
-    def version(self, commit: str, deadline: Deadline) -> str | None:
-        """Return the commit's `version` metadata, if it has any."""
-        try:
-            said = self._ostree("show", "--print-metadata-key=version", commit, deadline=deadline)
-        except ToolFailed:
-            return None
-        return said.strip().strip("'\"")[:128] or None
-
     def export_argv(self, commit: str) -> list[str]:
         """Return the command that writes a commit as a tar stream, owners and modes included."""
         return ["ostree", f"--repo={self.path}", "export", commit]

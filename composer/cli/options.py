@@ -32,7 +32,6 @@ class JobOptions:
 
     options: Options
     events: Path | None
-    debug: bool
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         events: Path | None,
         keep_vm: bool,
         debug_shell: bool,
-        debug: bool,
+        debug: bool,  # noqa: ARG001 - read off argv, before any verb is known (app.py)
         **own: Any,
     ) -> None:
         options = Options(connect, accel, timeout, keep_vm, debug_shell)
-        command(job=JobOptions(options, events, debug), **own)
+        command(job=JobOptions(options, events), **own)
 
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)

@@ -19,7 +19,7 @@ from composer.recipe.values import show_size
 from composer.store.folders import Folders
 from composer.store.runs import Runs
 
-_TOOLS = ("ostree", "qemu-img", "sqfstar", "busybox")
+_TOOLS = ("ostree", "qemu-img", "sqfstar", "busybox", "zstd")
 _DISK_NEEDED = 4 * 2**30
 _MEMORY_NEEDED = 2 * 2**30
 _TOOL_SECONDS = 20.0
@@ -86,7 +86,8 @@ def _kvm(host: machine.Host, folders: Folders, scratch: Path) -> Finding:
             "not tried yet: that takes a guest, and there is no bootstrap image to run",
             "composer bootstrap build RECIPE   and then   composer doctor",
         )
-    verdict = probe.kvm_verdict(host, BootstrapImage(images[-1], fresh=False), folders.cache, scratch)
+    image = BootstrapImage(images[-1], fresh=False)
+    verdict = probe.kvm_verdict(host, image, folders.cache, scratch, afresh=True)
     if verdict.usable:
         return Finding("KVM", "good", verdict.reason)
     return Finding(

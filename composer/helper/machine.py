@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from xml.etree import ElementTree
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, HelperDied
+from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
+from composer.store.runs import driver_root
 
 # libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
 # reports as an error reaches us as an exception anyway.
@@ -33,6 +34,8 @@ EMBEDDED = "embed"
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 15
 _END_SECONDS = 15.0
+_SETTLE_SECONDS = 5.0
+_CALL_SECONDS = 60.0
 # What the kernel says as it dies, or kills.
 _CAUSE = re.compile(r"Kernel panic|Out of memory|BUG:|Oops")
 # What terminals take as commands (ECMA-48): colours, cursor, modes.
@@ -108,7 +111,7 @@ def _start_event_loop() -> None:
 @functools.cache
 def _embedded_root(runs: Path, remembered: Path) -> Path:
     """Return the root of this process's embedded driver: libvirt lets a process have one, for good."""
-    root = runs / f"p{os.getpid()}"
+    root = driver_root(runs, os.getpid())
     settings = ['stdio_handler = "file"']
     if os.getuid() == 0:
         # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
@@ -123,6 +126,33 @@ def _embedded_root(runs: Path, remembered: Path) -> Path:
     (root / "etc").mkdir()
     (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")
     return root
+
+
+_T = TypeVar("_T")
+
+
+def _bounded(call: Callable[[], _T], doing: str) -> _T:
+    """Return what a call into libvirt returns; DeadlineExpired where it does not return.
+
+    libvirt itself waits for a QEMU that does not answer, without end and deaf to signals.
+    """
+    returned: list[_T] = []
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            returned.append(call())
+        except libvirt.libvirtError as error:
+            raised.append(error)
+
+    asking = threading.Thread(target=ask, name="libvirt-call", daemon=True)
+    asking.start()
+    asking.join(_CALL_SECONDS)
+    if asking.is_alive():
+        raise DeadlineExpired(f"QEMU did not answer libvirt in {_CALL_SECONDS:.0f} s while {doing}")
+    if raised:
+        raise raised[0]
+    return returned[0]
 
 
 class Host:
@@ -158,7 +188,10 @@ class Host:
         """Run a VM for the block; it has ended on return, unless `LibvirtMachine.keep` was called."""
         domain.console.touch(mode=0o600)
         try:
-            running = self._connection.createXML(domain_xml(domain), libvirt.VIR_DOMAIN_NONE)
+            xml = domain_xml(domain)
+            running = _bounded(
+                lambda: self._connection.createXML(xml, libvirt.VIR_DOMAIN_NONE), f"starting {domain.name}"
+            )
         except libvirt.libvirtError as error:
             raise ComposerError(
                 f"the VM {domain.name} cannot start: {error.get_error_message()}",
@@ -169,7 +202,9 @@ class Host:
         try:
             yield machine
         finally:
-            if not machine.kept:
+            if machine.kept:
+                machine.settle(Deadline.after(_SETTLE_SECONDS))
+            else:
                 machine.destroy()
 
     def _pid_of(self, name: str) -> int | None:
@@ -216,7 +251,11 @@ class LibvirtMachine:
     def attach(self, disk: Disk) -> None:
         """Give it a disk while it runs."""
         try:
-            self._domain.attachDeviceFlags(str(disk_xml(disk)), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            xml = str(disk_xml(disk))
+            _bounded(
+                lambda: self._domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+                f"attaching {disk.path.name}",
+            )
         except libvirt.libvirtError as error:
             if not self.running():
                 raise self.death(f"attaching {disk.path.name}") from error
@@ -228,7 +267,10 @@ class LibvirtMachine:
         """Take a disk away; on return no process has its file open."""
         xml = str(disk_xml(disk))
         try:
-            self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            _bounded(
+                lambda: self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+                f"detaching {disk.path.name}",
+            )
         except libvirt.libvirtError as error:
             if not self.running():
                 raise self.death(f"detaching {disk.path.name}") from error
@@ -256,17 +298,35 @@ class LibvirtMachine:
 
     def screenshot(self, path: Path) -> Path | None:
         """Save what its screen shows near ``path``; None where it has no screen."""
-        stream = self._domain.connect().newStream()
         chunks: list[bytes] = []
-        try:
+
+        def shoot() -> Any:
+            stream = self._domain.connect().newStream()
             kind = self._domain.screenshot(stream, 0)
             stream.recvAll(lambda _stream, data, _opaque: chunks.append(data), None)
             stream.finish()
-        except libvirt.libvirtError:
+            return kind
+
+        try:
+            kind = _bounded(shoot, "taking a screenshot")
+        except (libvirt.libvirtError, DeadlineExpired):
             return None
         target = path.with_suffix(".png" if kind == "image/png" else ".ppm")
         target.write_bytes(b"".join(chunks))
         return target
+
+    def settle(self, deadline: Deadline) -> None:
+        """Wait until libvirt has noticed that nobody talks to its ports any more.
+
+        It writes down what it notices, below a root that is about to be removed with this process.
+        """
+        while not deadline.expired:
+            try:
+                if "state='connected'" not in self._domain.XMLDesc(0):
+                    return
+            except libvirt.libvirtError:
+                return
+            time.sleep(_POLL_SECONDS)
 
     def destroy(self) -> None:
         """End it at once."""
@@ -280,7 +340,7 @@ class LibvirtMachine:
         ending = threading.Thread(target=end, name="domain-destroy", daemon=True)
         ending.start()
         if self._pid is None:
-            ending.join()
+            ending.join(_END_SECONDS)
             return
         deadline = Deadline.after(_END_SECONDS)
         while not _has_ended(self._pid) and not deadline.expired:

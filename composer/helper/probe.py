@@ -22,6 +22,7 @@ from composer.store.folders import written_beside
 
 # A guest on working KVM needs about one second to get there.
 PROBE_SECONDS = 10.0
+_REFUSAL_SECONDS = 24 * 3600.0
 _REACHED = b"composer: probe reached"
 _MEMORY = 2**28
 
@@ -55,10 +56,13 @@ def choose(
     return emulated, verdict
 
 
-def kvm_verdict(host: Host, image: BootstrapImage, cache: Path, scratch: Path) -> Verdict:
+def kvm_verdict(
+    host: Host, image: BootstrapImage, cache: Path, scratch: Path, *, afresh: bool = False
+) -> Verdict:
     """Return whether a guest runs on KVM; asked of the machine once, then of the cache.
 
-    ``scratch`` is a folder for the probe's console and initramfs.
+    A refusal is asked for again after a day: load, or another tenant, may have been its cause.
+    ``afresh`` asks now.  ``scratch`` is a folder for the probe's console and initramfs.
     """
     reason = _cannot_open()
     if reason:
@@ -74,14 +78,23 @@ def kvm_verdict(host: Host, image: BootstrapImage, cache: Path, scratch: Path) -
         "cpu": abilities.cpu_mode,
     }
     remembered = cache / "accelerator" / f"{key_of(inputs)}.json"
-    if remembered.exists():
-        said = json.loads(remembered.read_text())
-        return Verdict(bool(said["usable"]), str(said["reason"]))
+    if not afresh and (verdict := _remembered(remembered)):
+        return verdict
     verdict = _run_probe(host, image, abilities, scratch)
     remembered.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(remembered) as new:
         new.write_text(json.dumps({"usable": verdict.usable, "reason": verdict.reason, "inputs": inputs}))
     return verdict
+
+
+def _remembered(path: Path) -> Verdict | None:
+    try:
+        said = json.loads(path.read_text())
+        verdict = Verdict(bool(said["usable"]), str(said["reason"]))
+        age = time.time() - path.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return verdict if verdict.usable or age < _REFUSAL_SECONDS else None
 
 
 def _cannot_open() -> str | None:

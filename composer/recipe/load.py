@@ -27,7 +27,6 @@ class LoadedRecipe:
 
     recipe: Recipe
     path: Path
-    defines: dict[str, str]
     contents: dict[str, bytes]
     """What goes into each product path of ``recipe.files``."""
     ssh_keys: dict[str, tuple[str, ...]]
@@ -69,7 +68,7 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
     ssh_keys = {user.name: reader.ssh_keys(user, index) for index, user in enumerate(recipe.users)}
     if reader.faults:
         raise RecipeErrors(str(path), reader.faults)
-    return LoadedRecipe(recipe, path.absolute(), dict(defines), contents, ssh_keys)
+    return LoadedRecipe(recipe, path.absolute(), contents, ssh_keys)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -29,6 +29,11 @@ _VM = "vm.json"
 _KEPT = "kept"
 
 
+def driver_root(folder: Path, pid: int) -> Path:
+    """Return where libvirt's embedded driver of a process keeps its state, below the folder of runs."""
+    return folder / f"p{pid}"
+
+
 @dataclass(frozen=True)
 class Run:
     """The folder of one running job."""
@@ -145,7 +150,7 @@ class Runs:
         """Yield a fresh run, cleared at the end unless it is to be kept."""
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", str(run.path)]
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", str(run.path), str(os.getpid())]
         lock = run.path / _OWNER_LOCK
         soon = Deadline.after(5)  # `vm list` looks at the lock by taking it for a moment
         with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper):

@@ -110,9 +110,7 @@ def test_deadline_ends_its_children_too(tmp_path: Path, fake_tool: Fake) -> None
 def test_interrupt_ends_the_program(
     tmp_path: Path, fake_tool: Fake, monkeypatch: pytest.MonkeyPatch, deadline: Deadline
 ) -> None:
-    fake_tool(
-        "slow", f"echo $$ >{tmp_path}/pid\nsleep 0.3\nkill -INT {os.getpid()}\nwhile :; do sleep 0.05; done"
-    )
+    fake_tool("slow", f"echo $$ >{tmp_path}/pid\nkill -INT {os.getpid()}\nwhile :; do sleep 0.05; done")
     with pytest.raises(KeyboardInterrupt):
         run(["slow"], deadline=deadline)
     assert gone(tmp_path / "pid")

@@ -44,7 +44,6 @@ def test_resolve(repo: Repo, tiny_repo: Path, deadline: Deadline) -> None:
     assert repo.resolve(commit, deadline) == commit
     assert repo.has_commit(commit, deadline)
     assert not repo.has_commit("0" * 64, deadline)
-    assert repo.version(commit, deadline) == "7.1"
     assert repo.read(commit, "/usr/bin/sh", deadline) == b"this is usr/bin/sh\n"
 
 

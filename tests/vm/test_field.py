@@ -66,9 +66,9 @@ class Console:
 
 
 @contextmanager
-def booted(disk: Path) -> Iterator[Console]:
+def booted(disk: Path, *more: str) -> Iterator[Console]:
     options = "-machine q35 -accel tcg -smp 2 -m 1G -nographic -nic user,model=virtio -drive"
-    argv = ["qemu-system-x86_64", *options.split(), f"file={disk},format=qcow2,if=virtio"]
+    argv = ["qemu-system-x86_64", *options.split(), f"file={disk},format=qcow2,if=virtio", *more]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             yield Console(process)
@@ -105,3 +105,10 @@ def test_product_upgrades_itself_and_boots_the_new_commit(
     assert "helper" in updated.phases()
     said = json.loads(place.composer("inspect", fresh, "--json").stdout)
     assert [item["commit"] for item in said["deployments"]] == [repo.second, repo.first]
+    # The same disk by the README's other call, under UEFI.
+    with booted(fresh, "-snapshot", "-bios", "/usr/share/ovmf/OVMF.fd") as console:
+        console.login()
+        console.root("test -d /sys/firmware/efi")
+        status = console.root("ostree admin status")
+        assert re.search(rf"\* debian {repo.second}\.0", status)
+        assert f"{repo.first}.0 (rollback)" in status

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import stat
 from pathlib import Path
 
@@ -148,13 +147,16 @@ def test_product_equals_its_commit(place: Place, repo: Repo, built: Built, tmp_p
 _MOUNTS = ("mount", "umount2", "move_mount", "fsopen", "open_tree", "pivot_root", "mount_setattr")
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_no_mount_no_loop_no_setuid_helper_on_the_host(place: Place, fresh: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["build", "update", "verify"])
+def test_no_mount_no_loop_no_setuid_helper_on_the_host(
+    verb: str, place: Place, recipe: Path, fresh: Path, tmp_path: Path
+) -> None:
     trace = tmp_path / "trace"
     calls = ",".join((*_MOUNTS, "execve", "openat"))
     prefix = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(trace), "-e", f"trace={calls}")
-    updated = place.composer("update", fresh, prefix=prefix)
-    assert updated.code == 0, updated.stderr
+    words = (recipe, "--force", "-o", tmp_path / "new.qcow2") if verb == "build" else (fresh,)
+    ran = place.composer(verb, *words, prefix=prefix)
+    assert ran.code == 0, ran.stderr
     lines = trace.read_text(errors="replace").splitlines()
     mounts = [line for line in lines if re.search(rf"\b({'|'.join(_MOUNTS)})\(", line)]
     assert mounts == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -80,14 +82,54 @@ def test_second_composer_on_a_disk_is_refused_and_told_who_has_it(place: Place, 
         process.communicate(timeout=30)
 
 
+class Typed:
+    """A composer on a terminal, whose words come in by a pipe."""
+
+    def __init__(self, place: Place, *words: str | Path) -> None:
+        self._keyboard, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            place.argv(*words),
+            env=place.environment,
+            stdin=terminal,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(terminal)
+        self.said = ""
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        assert self.process.stdout is not None
+        began = time.monotonic()
+        while text not in self.said:
+            assert time.monotonic() - began < seconds, f"no {text!r} in {self.said[-2000:]}"
+            readable, _, _ = select.select([self.process.stdout], [], [], 1)
+            if readable:
+                chunk = os.read(self.process.stdout.fileno(), 65536)
+                assert chunk, f"it ended: {self.said[-2000:]}"
+                self.said += chunk.decode("utf-8", "replace")
+
+    def type(self, line: str) -> None:
+        os.write(self._keyboard, f"{line}\n".encode())
+
+    def end(self) -> int:
+        rest, _ = self.process.communicate(timeout=60)
+        self.said += rest.decode("utf-8", "replace")
+        os.close(self._keyboard)
+        return self.process.returncode
+
+
 def test_failed_job_can_be_looked_into(place: Place, repo: Repo, fresh: Path) -> None:
-    """--keep-vm on a step that fails; then vm list, ssh, console, rm."""
+    """--debug-shell and --keep-vm on a step that fails; then vm list, ssh, console, rm."""
     broken = Path(f"{fresh}.manifest.json")
     broken.write_text(broken.read_text().replace('"stateroot": "debian"', '"stateroot": "missing"'))
-    failed = place.composer("update", fresh, "--keep-vm")
-    assert failed.code == 1
-    assert "step 'deploy'" in failed.stderr
-    assert "composer vm ssh" in failed.stderr
+    typed = Typed(place, "update", fresh, "--keep-vm", "--debug-shell")
+    typed.wait_for("a shell in the helper", 300)
+    typed.wait_for("# ", 60)
+    typed.type("cat /run/composer/job/data/stateroot; exit")
+    assert typed.end() == 1
+    assert "missing" in typed.said.partition("a shell in the helper")[2]
+    assert "step 'deploy'" in typed.said
+    assert "composer vm ssh" in typed.said
     (name,) = place.runs_left()
     listed = place.composer("vm", "list")
     assert name in listed.stdout
@@ -102,12 +144,40 @@ def test_failed_job_can_be_looked_into(place: Place, repo: Repo, fresh: Path) ->
     assert place.runs_left() == []
 
 
-def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
-    """Where the guest cannot power itself off, because it is frozen."""
+def companions(composer: int) -> list[int]:
+    """Return the pids of a composer's reapers."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(composer), "-f", "composer.store.reaper"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_killed_composer_is_cleared_up_after_within_seconds(place: Place, fresh: Path) -> None:
+    """Without a next run: by its companion, though the guest is frozen."""
     with place.started("update", fresh) as process:
         wait_for_vm(place, process)
         (pid,) = place.qemu_pids()
         os.kill(pid, signal.SIGSTOP)
+        process.kill()
+        process.communicate()
+    began = time.monotonic()
+    while place.runs_left():
+        assert time.monotonic() - began < 5, place.runs_left()
+        time.sleep(0.05)
+    assert place.qemu_pids() == []
+
+
+def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
+    """Where the guest is frozen and the composer's companion was killed too."""
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process)
+        (pid,) = place.qemu_pids()
+        (companion,) = companions(process.pid)
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(companion, signal.SIGKILL)
         process.kill()
         process.communicate()
     assert place.qemu_pids() == [pid]
