@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo check lint test-unit test-vm setup golden bench clean
+.PHONY: help demo check lint test-unit test-vm setup golden bench soak clean
 
 help:
 	@echo "make demo        the main job on real Debian content, under demo/"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-vm     VM tests alone"
 	@echo "make golden      renew the golden files of the tests"
 	@echo "make bench       measure; docs/performance.md keeps the tables"
+	@echo "make soak        the experiments of tests/faults at full length: hours"
 	@echo "make clean       remove what make made, the demo included"
 
 setup: $(STAMP)
@@ -44,6 +45,9 @@ golden: setup
 
 bench: setup
 	$(PYTHON) -m tests.bench.run $(CASE) $(if $(OUT),--out $(OUT))
+
+soak: setup
+	scripts/soak $(VENV) $(if $(CASE),--case $(CASE)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

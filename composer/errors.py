@@ -11,6 +11,7 @@ code and a short text; library code raises them and never prints.
     |-- HelperDied           the helper VM ended or hung
     |-- GuestStepFailed      a step inside the helper failed
     |-- ShellFailed          the channel into the helper failed
+    |-- TemplateUnusable     a helper cannot be cloned; one boots from cold instead
     |-- Busy                 another composer holds what this one needs
     `-- VerifyFailed         the product did not do what it must
 """
@@ -112,6 +113,10 @@ class GuestStepFailed(ComposerError):
 
 class ShellFailed(ComposerError):
     """The channel into the helper could not be opened or broke."""
+
+
+class TemplateUnusable(ComposerError):
+    """A template is missing, stale or damaged, or QEMU refuses it; a cold boot does without."""
 
 
 class Busy(ComposerError):

@@ -15,6 +15,8 @@ from composer.cli import show
 from composer.cli.bootstrap import bootstrap
 from composer.cli.build import build
 from composer.cli.doctor import doctor
+from composer.cli.gc import gc
+from composer.cli.helper import helper
 from composer.cli.inspect import inspect
 from composer.cli.recipe import recipe
 from composer.cli.update import update
@@ -31,7 +33,7 @@ def cli() -> None:
     """Make and update bootable OSTree disks inside a helper VM: no root, no loop mounts, incremental."""
 
 
-for _verb in (build, update, verify, inspect, recipe, bootstrap, vm, doctor):
+for _verb in (build, update, verify, inspect, recipe, bootstrap, helper, vm, gc, doctor):
     cli.add_command(_verb)
 
 

@@ -10,7 +10,7 @@ import click
 
 from composer.cli import show
 from composer.compose.doctor import Finding, all_findings
-from composer.helper.machine import EMBEDDED
+from composer.helper.hypervisor import EMBEDDED
 from composer.store.folders import Folders
 
 _MARKS = {"good": ("✓", "green"), "weak": ("!", "yellow"), "bad": ("✗", "red")}

@@ -20,7 +20,7 @@ from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.events import Fanout, Monitor, Reporter, Tape
-from composer.helper.machine import EMBEDDED
+from composer.helper.hypervisor import EMBEDDED
 from composer.store.folders import Folders
 
 PATH = click.Path(path_type=Path)
@@ -55,6 +55,7 @@ _OPTIONS = (
     click.option("--timeout", type=click.FloatRange(min=1), default=3600.0, show_default=True,
                  metavar="SECONDS", help="Give up after this long."),
     click.option("--events", type=PATH, metavar="FILE", help="Write what happens as JSON lines to FILE."),
+    click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
     click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
     click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
@@ -73,10 +74,11 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         events: Path | None,
         keep_vm: bool,
         debug_shell: bool,
+        cold: bool,
         debug: bool,  # noqa: ARG001 - read off argv, before any verb is known (app.py)
         **own: Any,
     ) -> None:
-        options = Options(connect, accel, timeout, keep_vm, debug_shell)
+        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold)
         command(job=JobOptions(options, events), **own)
 
     for option in reversed(_OPTIONS):

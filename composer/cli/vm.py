@@ -91,7 +91,11 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
     text = (run.path / "key").read_text()
     private, _, public = text.rpartition("-----\n")
     keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))
-    with shell.opened(run.path / "debug", keys, _Watched(run), Deadline.after(60)) as opened:
+    deadline = Deadline.after(60)
+    with (
+        shell.dialled(run.path / "debug", deadline) as line,
+        shell.opened(line, keys, _Watched(run), deadline) as opened,
+    ):
         if not command:
             if not sys.stdin.isatty():
                 raise BadInput("a shell wants a terminal; give a command to run instead")
@@ -145,6 +149,7 @@ def remove(name: str | None, force: bool) -> None:
         uri = run.description().get("connect", "qemu:///system")
         raise ComposerError(
             f"the VM {run.name} belongs to another user and could not be ended",
-            hint=f"virsh -c {uri} destroy {run.name}",
+            hint=f"virsh -c {uri} list   shows its name, which begins with {run.name};   "
+            f"virsh -c {uri} destroy NAME   ends it",
         )
     click.echo(f"{run.name}: ended and removed")

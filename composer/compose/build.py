@@ -105,7 +105,7 @@ def _make(
         target = new_target(new)
         with (
             workshop.bench(f"build {disk.name}", bootstrap) as bench,
-            workshop.helper(bench, shape) as helper,
+            workshop.helper(bench, shape, warming=True) as helper,
         ):
             helper.machine.attach(target)
             with pull_watched(export, workshop.reporter):

@@ -13,10 +13,10 @@ from composer import process
 from composer.compose.verify import find_ovmf
 from composer.deadline import Deadline
 from composer.errors import ComposerError
-from composer.helper import machine, probe
+from composer.helper import hypervisor, probe
 from composer.helper.bootstrap import BootstrapImage, cache_of
 from composer.recipe.values import show_size
-from composer.store.folders import Folders
+from composer.store.folders import Folders, has_reflinks
 from composer.store.runs import Runs
 
 _TOOLS = ("ostree", "qemu-img", "sqfstar", "busybox", "zstd")
@@ -42,6 +42,7 @@ def examine(folders: Folders, connect: str) -> Iterator[Finding]:
     yield from _virtualisation(folders, connect)
     yield _ovmf()
     yield _room("disk space for the cache", folders.cache)
+    yield _reflinks(folders.cache)
     yield _memory()
 
 
@@ -61,7 +62,7 @@ def _tool(tool: str) -> Finding:
 def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
     with Runs(folders.runs).open("doctor") as run:
         try:
-            with machine.connected(connect, folders.runs, folders.cache / "libvirt") as host:
+            with hypervisor.connected(connect, folders.runs, folders.cache / "libvirt") as host:
                 yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")
                 emulated = host.abilities("qemu")
                 if emulated is None:
@@ -77,7 +78,7 @@ def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
             yield Finding("libvirt", "bad", error.message, error.hint)
 
 
-def _kvm(host: machine.Host, folders: Folders, scratch: Path) -> Finding:
+def _kvm(host: hypervisor.Host, folders: Folders, scratch: Path) -> Finding:
     images = sorted(cache_of(folders.cache).entries(), key=lambda entry: entry.last_used)
     if not images:
         return Finding(
@@ -115,6 +116,11 @@ def _room(need: str, folder: Path) -> Finding:
     if free < _DISK_NEEDED:
         return Finding(need, "bad", text, "composer bootstrap list   and   composer bootstrap rm KEY")
     return Finding(need, "good", text)
+
+
+def _reflinks(folder: Path) -> Finding:
+    how = "share blocks (reflinks)" if has_reflinks(folder) else "take room, holes aside: no reflinks here"
+    return Finding("copies in the cache", "good", how)
 
 
 def _memory() -> Finding:

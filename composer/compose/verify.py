@@ -26,6 +26,7 @@ from composer.helper.job import Job, run_job
 from composer.helper.lease import HelperShape
 from composer.helper.machine import console_tail
 from composer.resources import bootstrap_file
+from composer.store.folders import copied
 
 # Pairs of code and variables, by distribution: Debian and Ubuntu, Fedora and RHEL, Arch.
 _OVMF = (
@@ -193,7 +194,7 @@ def _uefi(folder: Path) -> Uefi:
     assert found is not None
     code, empty = found
     variables = folder / "uefi.vars"
-    shutil.copyfile(empty, variables)
+    copied(empty, variables)
     return Uefi(code, variables)
 
 

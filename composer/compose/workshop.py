@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError
+from composer.errors import BadInput, ComposerError, TemplateUnusable
 from composer.events import Reporter
-from composer.helper import lease, machine, probe
+from composer.helper import hypervisor, lease, probe
 from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
+from composer.helper.hypervisor import Host
 from composer.helper.job import check_tools
 from composer.helper.lease import Helper, HelperShape
-from composer.helper.machine import Abilities, Host
+from composer.helper.machine import Abilities
+from composer.helper.pool import Pool
+from composer.helper.template import Template, find_template, inputs_of, make_template
+from composer.helper.template import cache_of as templates_of
 from composer.recipe.values import show_size
 from composer.repo import Repo, open_repo
 from composer.store.folders import Folders
@@ -33,11 +37,12 @@ _ALMOST_NOTHING = 4 * 2**20
 class Options:
     """What the command line sets for any job; ``timeout`` in seconds for the whole of it."""
 
-    connect: str = machine.EMBEDDED
+    connect: str = hypervisor.EMBEDDED
     accelerator: str = "auto"
     timeout: float = 3600.0
     keep_vm: bool = False
     debug_shell: bool = False
+    cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Workshop:
             run.describe(purpose, self.options.connect)
             stack.enter_context(self._console_kept(run))
             host = stack.enter_context(
-                machine.connected(self.options.connect, self.folders.runs, self.folders.cache / "libvirt")
+                hypervisor.connected(self.options.connect, self.folders.runs, self.folders.cache / "libvirt")
             )
             abilities, verdict = probe.choose(
                 host, image, self.folders.cache, run.path, self.options.accelerator
@@ -103,20 +108,83 @@ class Workshop:
             yield Bench(run, host, image, abilities)
 
     @contextmanager
-    def helper(self, bench: Bench, shape: HelperShape) -> Iterator[Helper]:
-        """Yield a running helper; on failure it is kept or opened for the user if that was asked for."""
+    def helper(self, bench: Bench, shape: HelperShape, *, warming: bool = False) -> Iterator[Helper]:
+        """Yield a running helper; on failure it is kept or opened for the user if that was asked for.
+
+        It is a clone of a template, else booted from cold.  With ``warming``, a template that is missing
+        is made first, for this job and all that come.
+        """
         with ExitStack() as stack:
+            template = self._template(bench, shape, warming)
             with self.reporter.phase("helper", f"starting the helper VM ({bench.accelerator})"):
-                helper = stack.enter_context(
-                    lease.cold_helper(
-                        bench.host, bench.image, bench.abilities, shape, bench.run, self.deadline
-                    )
-                )
+                helper = self._leased(stack, bench, shape, bench.run, template)
             try:
                 yield helper
             except ComposerError:
                 self._offer(helper)
                 raise
+
+    @contextmanager
+    def pool(self, bench: Bench, shape: HelperShape, spares: int) -> Iterator[Pool]:
+        """Yield a pool of helpers, for a batch of jobs."""
+        template = self._template(bench, shape, warming=True)
+
+        @contextmanager
+        def make(name: str) -> Iterator[Helper]:
+            with ExitStack() as stack:
+                yield self._leased(stack, bench, shape, bench.run.part(name), template)
+
+        with Pool(make, spares) as pool:
+            yield pool
+
+    def warm(self, bench: Bench, shape: HelperShape) -> Template:
+        """Return the template of a helper, made now where there is none.
+
+        Raises TemplateUnusable where the helper's kernel does not allow clones.
+        """
+        if not bench.image.clonable:
+            raise TemplateUnusable(
+                "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
+                "so clones of it would draw the same randomness"
+            )
+        domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
+        inputs = inputs_of(domain, bench.image.entry.key, bench.host)
+        cache = templates_of(self.folders.cache)
+        with self.reporter.phase("template", "making the template of the helper, if there is none"):
+            return make_template(cache, inputs, bench.host, domain, bench.run, self.deadline)
+
+    def _template(self, bench: Bench, shape: HelperShape, warming: bool) -> Template | None:
+        """Return the template to clone; None, with a line that says why, where there is none."""
+        if self.options.cold:
+            return None
+        try:
+            if warming:
+                return self.warm(bench, shape)
+            domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
+            inputs = inputs_of(domain, bench.image.entry.key, bench.host)
+            return find_template(templates_of(self.folders.cache), inputs)
+        except TemplateUnusable as error:
+            self._cold_instead(error)
+            return None
+
+    def _cold_instead(self, error: TemplateUnusable) -> None:
+        way_out = f"; {error.hint}" if error.hint else ""
+        self.reporter.warn("template", f"booting the helper from cold: {error.message}{way_out}")
+
+    def _leased(
+        self, stack: ExitStack, bench: Bench, shape: HelperShape, run: Run, template: Template | None
+    ) -> Helper:
+        """Enter a clone of the template into ``stack``, or a cold boot where that is not to be had."""
+        if template is not None:
+            domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
+            try:
+                return stack.enter_context(
+                    lease.warm_helper(bench.host, domain, template, run, self.deadline)
+                )
+            except TemplateUnusable as error:
+                self._cold_instead(error)
+        domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
+        return stack.enter_context(lease.cold_helper(bench.host, domain, run, self.deadline))
 
     def _offer(self, helper: Helper) -> None:
         if not helper.machine.running():

@@ -21,7 +21,7 @@ from composer.resources import bootstrap_file
 from composer.store.cache import Cache, Entry, key_of
 
 KIND = "bootstrap"
-_FORMAT = 1
+_FORMAT = 2
 _ROOT, _VMLINUZ, _INITRAMFS = "root.squashfs", "vmlinuz", "initramfs.img"
 
 
@@ -46,6 +46,11 @@ class BootstrapImage:
     def initramfs(self) -> Path:
         """The initramfs, to which the keys of a run are appended."""
         return self.entry.path / _INITRAMFS
+
+    @property
+    def clonable(self) -> bool:
+        """Whether its kernel notices that it runs in a copy of a VM, and draws fresh randomness then."""
+        return bool(self.entry.info["clonable"])
 
     @property
     def programs(self) -> frozenset[str]:
@@ -143,7 +148,13 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
         ["sqfstar", "-quiet", "-no-progress", "-comp", "lz4", "-no-xattrs", str(folder / _ROOT)],
         deadline=deadline,
     )
-    return {"commit": tree.commit, "kernel": kernel.version, "repo": repo.source, "programs": programs}
+    return {
+        "commit": tree.commit,
+        "kernel": kernel.version,
+        "repo": repo.source,
+        "programs": programs,
+        "clonable": index.has("vmgenid"),
+    }
 
 
 def _digest(content: bytes) -> str:

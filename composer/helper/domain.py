@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +68,24 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class Ram:
+    """The file that is a VM's memory.
+
+    The VM of a template writes into it (``clone`` is False); a clone maps it, keeps what it writes to
+    itself, and waits for the template's state before it runs.
+    """
+
+    path: Path
+    clone: bool
+
+
+@dataclass(frozen=True)
 class Domain:
-    """A whole VM; ``memory`` is in bytes."""
+    """A whole VM; ``memory`` is in bytes.
+
+    ``generation`` is what tells a guest's kernel that it is a copy and must draw fresh randomness
+    (ACPI's VM generation ID): another UUID for each VM.
+    """
 
     name: str
     kind: str
@@ -85,6 +102,12 @@ class Domain:
     network: bool = False
     report: Path | None = None
     screen: bool = False
+    generation: str | None = None
+    ram: Ram | None = None
+
+    def socket(self, port: str) -> Path:
+        """Return the socket of one of its channels."""
+        return next(channel.socket for channel in self.channels if channel.name == port)
 
 
 def _environment() -> Environment:
@@ -112,6 +135,20 @@ def disk_xml(disk: Disk) -> Markup:
     return Markup(_environment().get_template("disk.xml.j2").render(disk=disk).strip())  # noqa: S704
 
 
+def _ram_object(domain: Domain) -> str:
+    """Return QEMU's description of the memory file, as JSON: a path may hold commas."""
+    assert domain.ram is not None
+    described = {
+        "qom-type": "memory-backend-file",
+        "id": "composer.ram",
+        "mem-path": str(domain.ram.path),
+        "size": domain.memory,
+        "share": not domain.ram.clone,
+    }
+    return json.dumps(described)
+
+
 def domain_xml(domain: Domain) -> str:
     """Return the XML of a VM."""
-    return _environment().get_template("domain.xml.j2").render(domain=domain, disk_xml=disk_xml)
+    template = _environment().get_template("domain.xml.j2")
+    return template.render(domain=domain, disk_xml=disk_xml, ram_object=_ram_object)

@@ -19,7 +19,7 @@ from composer.errors import BadInput
 # What it takes to find and mount the root image.  None may be missing, be it built in or a module.
 NEEDED = ("virtio_pci", "virtio_scsi", "sd_mod", "virtio_console", "squashfs", "overlay")
 # What makes the helper better where the kernel has it.
-WELCOME = ("virtio_rng", "virtio_net")
+WELCOME = ("virtio_rng", "virtio_net", "vmgenid")
 
 
 class Cpio:
@@ -87,6 +87,10 @@ class ModuleIndex:
                 dependencies[path] = tuple(rest.split())
         return cls(dependencies, frozenset(_module_name(line) for line in modules_builtin.splitlines()))
 
+    def has(self, name: str) -> bool:
+        """Whether the kernel has a module, loadable or built in."""
+        return name in self.builtin or any(_module_name(path) == name for path in self.dependencies)
+
     def load_order(self) -> list[str]:
         """Return the paths of the modules to load, dependencies first.
 
@@ -141,7 +145,7 @@ def build_initramfs(
 ) -> bytes:
     """Return the initramfs of a tree's kernel; the keys of a run are still missing from it."""
     archive = Cpio()
-    for folder in ("dev", "proc", "sys", "run", "etc", "seed"):
+    for folder in ("dev", "proc", "sys", "run", "etc"):
         archive.folder(folder)
     archive.file("bin/busybox", busybox, 0o755)
     for applet in applets:

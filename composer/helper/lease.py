@@ -1,27 +1,36 @@
-"""A helper VM for one job: started, reached, and ended with the block that asked for it."""
+"""A helper VM for one job: started, reached, and ended with the block that asked for it.
+
+It boots from cold, or it is a clone of a template (template.py): a machine that booted before, whose
+memory is mapped and whose state is loaded.
+"""
 
 from __future__ import annotations
 
+import secrets
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 from composer.deadline import Deadline
-from composer.errors import ComposerError
-from composer.helper import shell
+from composer.errors import ComposerError, TemplateUnusable
+from composer.helper import seed, shell
 from composer.helper.bootstrap import BootstrapImage
-from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain
-from composer.helper.initramfs import Cpio
+from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain, Ram
+from composer.helper.hypervisor import Host
 from composer.helper.keys import RunKeys
-from composer.helper.machine import Abilities, Host, Machine
+from composer.helper.machine import Abilities, Machine
+from composer.helper.seed import Seed
 from composer.helper.shell import Shell
-from composer.resources import bootstrap_file
+from composer.helper.template import Template
 from composer.store.runs import Run
 
 # mitigations=off: the helper runs one job of one owner, and under emulation each barrier costs.
 # panic=-1 reboots at once, which ends the domain, so that a panic is noticed without a wait.
 _ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off net.ifnames=0 8250.nr_uarts=1"
-_BOOT_SECONDS = {"kvm": 30.0, "qemu": 90.0}
+BOOT_SECONDS = {"kvm": 30.0, "qemu": 90.0}
+# A clone answers within a second; one that has not by then never will, and a cold boot is quicker.
+_CLONE_SECONDS = {"kvm": 5.0, "qemu": 20.0}
 
 
 @dataclass(frozen=True)
@@ -42,22 +51,13 @@ class Helper:
     run: Run
 
 
-def _seed(keys: RunKeys) -> bytes:
-    """Return the cpio archive with the keys of one run, to be appended to the initramfs."""
-    archive = Cpio()
-    archive.folder("seed", 0o700)
-    archive.file("seed/host_key", keys.host.private.encode(), 0o600)
-    archive.file("seed/authorized_keys", f"{keys.user.public}\n".encode(), 0o600)
-    archive.file("seed/sshd_config", bootstrap_file("sshd_config").read_bytes(), 0o600)
-    return archive.bytes()
-
-
-def helper_domain(
-    name: str, image: BootstrapImage, abilities: Abilities, shape: HelperShape, run: Run, initramfs_name: str
-) -> Domain:
-    """Describe the VM of a helper."""
+def helper_domain(image: BootstrapImage, abilities: Abilities, shape: HelperShape, run: Run) -> Domain:
+    """Describe the VM of a helper, for one start."""
+    # libvirt forgets a name, and removes its sockets, some time after the machine has ended; the next
+    # machine of the run is not to wait for that.
+    tag = secrets.token_hex(2)
     return Domain(
-        name=name,
+        name=f"{run.name}-{tag}",
         kind=abilities.kind,
         emulator=abilities.emulator,
         machine=abilities.machine,
@@ -65,35 +65,64 @@ def helper_domain(
         memory=shape.memory,
         cpus=shape.cpus,
         console=run.console,
-        kernel=DirectKernel(image.vmlinuz, run.path / initramfs_name, _ARGUMENTS),
+        kernel=DirectKernel(image.vmlinuz, image.initramfs, _ARGUMENTS),
         disks=(Disk(image.root, "raw", "composer-root", "sda", readonly=True),),
         channels=(
-            Channel(SSH_PORT, run.path / "ssh"),
-            Channel(DEBUG_PORT, run.path / "debug"),
+            Channel(SSH_PORT, run.path / f"ssh.{tag}"),
+            Channel(DEBUG_PORT, run.path / f"debug.{tag}"),
         ),
         network=shape.network,
+        generation=str(uuid.uuid4()),
     )
 
 
-@contextmanager
-def cold_helper(
-    host: Host,
-    image: BootstrapImage,
-    abilities: Abilities,
-    shape: HelperShape,
-    run: Run,
-    deadline: Deadline,
-) -> Iterator[Helper]:
-    """Boot a helper and yield it once its shell answers; it has ended when the block has."""
+def _new_keys(run: Run, domain: Domain) -> RunKeys:
+    """Make the keys of a machine and leave them, and its other port, where `composer vm ssh` finds them."""
     keys = RunKeys.generate()
-    initramfs = run.path / "initramfs"
-    initramfs.touch(mode=0o600)
-    initramfs.write_bytes(image.initramfs.read_bytes() + _seed(keys))
     (run.path / "key").touch(mode=0o600)
     (run.path / "key").write_text(f"{keys.user.private}{keys.host.public}\n")
-    domain = helper_domain(run.name, image, abilities, shape, run, initramfs.name)
-    boot = deadline.sooner(_BOOT_SECONDS[abilities.kind])
-    with host.start(domain) as machine, shell.opened(run.path / "ssh", keys, machine, boot) as channel:
+    (run.path / "debug").unlink(missing_ok=True)
+    (run.path / "debug").symlink_to(domain.socket(DEBUG_PORT).name)
+    return keys
+
+
+@contextmanager
+def cold_helper(host: Host, domain: Domain, run: Run, deadline: Deadline) -> Iterator[Helper]:
+    """Boot a helper and yield it once its shell answers; it has ended when the block has."""
+    keys = _new_keys(run, domain)
+    boot = deadline.sooner(BOOT_SECONDS[domain.kind])
+    with host.start(domain) as machine, shell.dialled(domain.socket(SSH_PORT), boot) as line:
+        seed.plant(line, Seed("boot", run.name, keys), machine, boot)
+        with shell.opened(line, keys, machine, boot) as channel:
+            yield Helper(machine, channel, run)
+
+
+@contextmanager
+def warm_helper(
+    host: Host, domain: Domain, template: Template, run: Run, deadline: Deadline
+) -> Iterator[Helper]:
+    """Clone a template and yield the helper once its shell answers; it has ended when the block has.
+
+    Raises TemplateUnusable where that does not work; nothing of the clone is left then.
+    """
+    keys = _new_keys(run, domain)
+    soon = deadline.sooner(_CLONE_SECONDS[domain.kind])
+    clone = replace(domain, ram=Ram(template.ram, clone=True))
+    with ExitStack() as stack:
+        try:
+            template.check()
+            machine = stack.enter_context(host.start(clone))
+            # Before the state is loaded, so that its port finds the other end as it was: open.
+            line = stack.enter_context(shell.dialled(domain.socket(SSH_PORT), soon))
+            machine.load(template.state, soon)
+            machine.resume()
+            seed.plant(line, Seed("clone", run.name, keys), machine, soon)
+            channel = stack.enter_context(shell.opened(line, keys, machine, soon))
+        except TemplateUnusable:
+            raise
+        except ComposerError as error:
+            raise TemplateUnusable(f"the template cannot be used: {error.message}") from error
+        template.count_use()
         yield Helper(machine, channel, run)
 
 

@@ -1,41 +1,18 @@
-"""Virtual machines through libvirt; the only module that imports it.
-
-By default the QEMU driver runs inside this process (`qemu:///embed`): no daemon, no root, nothing
-shared with other composers.  Any other connection URI works as well.
-"""
+"""A running VM as jobs see it, and what its console tells."""
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
 import re
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-from xml.etree import ElementTree
+from typing import Protocol
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied
-from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
-from composer.store.runs import driver_root
+from composer.errors import HelperDied
+from composer.helper.domain import Disk
 
-# libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
-# reports as an error reaches us as an exception anyway.
-os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
-import libvirt
-
-EMBEDDED = "embed"
-_POLL_SECONDS = 0.05
 _TAIL_LINES = 15
-_END_SECONDS = 15.0
-_SETTLE_SECONDS = 5.0
-_CALL_SECONDS = 60.0
 # What the kernel says as it dies, or kills.
 _CAUSE = re.compile(r"Kernel panic|Out of memory|BUG:|Oops")
 # What terminals take as commands (ECMA-48): colours, cursor, modes.
@@ -63,6 +40,12 @@ class Machine(Protocol):
 
     def keep(self) -> None:
         """Leave it running when its block ends."""
+
+    def pause(self) -> None:
+        """Stop its clock and its CPUs."""
+
+    def resume(self) -> None:
+        """Let it run on."""
 
     def screenshot(self, path: Path) -> Path | None:
         """Save what its screen shows near ``path``; None where it has no screen."""
@@ -93,281 +76,3 @@ class Abilities:
     emulator: str
     machine: str
     cpu_mode: str
-
-
-@functools.cache
-def _start_event_loop() -> None:
-    """Run libvirt's event loop for the rest of the process: it takes one, before the first connection."""
-    libvirt.virEventRegisterDefaultImpl()
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-
-    def loop() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
-
-
-@functools.cache
-def _embedded_root(runs: Path, remembered: Path) -> Path:
-    """Return the root of this process's embedded driver: libvirt lets a process have one, for good."""
-    root = driver_root(runs, os.getpid())
-    settings = ['stdio_handler = "file"']
-    if os.getuid() == 0:
-        # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
-        settings += ['user = "root"', 'group = "root"', "remember_owner = 0", "cgroup_controllers = []"]
-        settings += ["dynamic_ownership = 0", 'security_driver = "none"', "namespaces = []"]
-    # What QEMU can do takes libvirt seconds to ask; it keeps the answers here, by QEMU's build.
-    remembered.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(mode=0o700, parents=True)
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    (root / "cache").symlink_to(remembered)
-    (root / "etc").mkdir()
-    (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")
-    return root
-
-
-_T = TypeVar("_T")
-
-
-def _bounded(call: Callable[[], _T], doing: str) -> _T:
-    """Return what a call into libvirt returns; DeadlineExpired where it does not return.
-
-    libvirt itself waits for a QEMU that does not answer, without end and deaf to signals.
-    """
-    returned: list[_T] = []
-    raised: list[BaseException] = []
-
-    def ask() -> None:
-        try:
-            returned.append(call())
-        except libvirt.libvirtError as error:
-            raised.append(error)
-
-    asking = threading.Thread(target=ask, name="libvirt-call", daemon=True)
-    asking.start()
-    asking.join(_CALL_SECONDS)
-    if asking.is_alive():
-        raise DeadlineExpired(f"QEMU did not answer libvirt in {_CALL_SECONDS:.0f} s while {doing}")
-    if raised:
-        raise raised[0]
-    return returned[0]
-
-
-class Host:
-    """A connection to libvirt; ``pids`` is where an embedded driver writes QEMU's pid files."""
-
-    def __init__(self, connection: Any, uri: str, pids: Path | None) -> None:
-        self._connection = connection
-        self.uri = uri
-        self._pids = pids
-
-    def version(self) -> str:
-        """Return the version of QEMU, such as '7.2.22'."""
-        number = self._connection.getVersion()
-        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
-
-    def abilities(self, kind: str) -> Abilities | None:
-        """Return what the host offers for domains of ``kind``; None where it offers none."""
-        try:
-            answer = self._connection.getDomainCapabilities(None, "x86_64", "q35", kind)
-        except libvirt.libvirtError:
-            return None
-        tree = ElementTree.fromstring(answer)  # noqa: S314 - from libvirt, which is trusted
-        usable = {mode.get("name") for mode in tree.iterfind("./cpu/mode") if mode.get("supported") == "yes"}
-        wanted = ("host-passthrough", "maximum") if kind == "kvm" else ("maximum",)
-        modes = [mode for mode in wanted if mode in usable]
-        emulator, machine = tree.findtext("./path"), tree.findtext("./machine")
-        if not (emulator and machine and modes):
-            return None
-        return Abilities(kind, emulator, machine, modes[0])
-
-    @contextmanager
-    def start(self, domain: Domain) -> Iterator[LibvirtMachine]:
-        """Run a VM for the block; it has ended on return, unless `LibvirtMachine.keep` was called."""
-        domain.console.touch(mode=0o600)
-        try:
-            xml = domain_xml(domain)
-            running = _bounded(
-                lambda: self._connection.createXML(xml, libvirt.VIR_DOMAIN_NONE), f"starting {domain.name}"
-            )
-        except libvirt.libvirtError as error:
-            raise ComposerError(
-                f"the VM {domain.name} cannot start: {error.get_error_message()}",
-                hint="composer doctor",
-                detail=console_tail(domain.console, 5),
-            ) from error
-        machine = LibvirtMachine(running, domain, self._pid_of(domain.name))
-        try:
-            yield machine
-        finally:
-            if machine.kept:
-                machine.settle(Deadline.after(_SETTLE_SECONDS))
-            else:
-                machine.destroy()
-
-    def _pid_of(self, name: str) -> int | None:
-        with suppress(OSError, ValueError, TypeError):
-            return int((self._pids / f"{name}.pid").read_text()) if self._pids else None
-        return None
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or dead and waiting for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except OSError:
-        return True
-
-
-class LibvirtMachine:
-    """A VM that libvirt runs; ``pid`` is QEMU's, where it is known."""
-
-    def __init__(self, domain: Any, described: Domain, pid: int | None) -> None:
-        self._domain = domain
-        self._described = described
-        self._pid = pid
-        self.kept = False
-
-    @property
-    def console(self) -> Path:
-        """The log of its serial console."""
-        return self._described.console
-
-    def keep(self) -> None:
-        """Leave it running when its block ends."""
-        self.kept = True
-
-    def running(self) -> bool:
-        """Whether it still runs."""
-        if self._pid is not None:
-            return not _has_ended(self._pid)
-        try:
-            return bool(self._domain.isActive())
-        except libvirt.libvirtError:
-            return False
-
-    def attach(self, disk: Disk) -> None:
-        """Give it a disk while it runs."""
-        try:
-            xml = str(disk_xml(disk))
-            _bounded(
-                lambda: self._domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-                f"attaching {disk.path.name}",
-            )
-        except libvirt.libvirtError as error:
-            if not self.running():
-                raise self.death(f"attaching {disk.path.name}") from error
-            raise ComposerError(
-                f"the disk {disk.path} cannot be attached: {error.get_error_message()}"
-            ) from error
-
-    def detach(self, disk: Disk, deadline: Deadline) -> None:
-        """Take a disk away; on return no process has its file open."""
-        xml = str(disk_xml(disk))
-        try:
-            _bounded(
-                lambda: self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-                f"detaching {disk.path.name}",
-            )
-        except libvirt.libvirtError as error:
-            if not self.running():
-                raise self.death(f"detaching {disk.path.name}") from error
-            raise ComposerError(
-                f"the disk {disk.path} cannot be detached: {error.get_error_message()}"
-            ) from error
-        wanted = f"<serial>{disk.serial}</serial>"
-        self._wait(
-            lambda: wanted not in self._domain.XMLDesc(0), deadline, f"{disk.path.name} to be released"
-        )
-
-    def _wait(self, done: Callable[[], bool], deadline: Deadline, waiting_for: str) -> None:
-        while True:
-            try:
-                if done():
-                    return
-            except libvirt.libvirtError as error:
-                raise self.death(f"waiting for {waiting_for}") from error
-            deadline.check(waiting_for)
-            time.sleep(_POLL_SECONDS)
-
-    def death(self, doing: str) -> HelperDied:
-        """Return the error that tells of this machine's end, with its console's last lines."""
-        return HelperDied(f"the VM ended while {doing}", detail=console_tail(self.console))
-
-    def screenshot(self, path: Path) -> Path | None:
-        """Save what its screen shows near ``path``; None where it has no screen."""
-        chunks: list[bytes] = []
-
-        def shoot() -> Any:
-            stream = self._domain.connect().newStream()
-            kind = self._domain.screenshot(stream, 0)
-            stream.recvAll(lambda _stream, data, _opaque: chunks.append(data), None)
-            stream.finish()
-            return kind
-
-        try:
-            kind = _bounded(shoot, "taking a screenshot")
-        except (libvirt.libvirtError, DeadlineExpired):
-            return None
-        target = path.with_suffix(".png" if kind == "image/png" else ".ppm")
-        target.write_bytes(b"".join(chunks))
-        return target
-
-    def settle(self, deadline: Deadline) -> None:
-        """Wait until libvirt has noticed that nobody talks to its ports any more.
-
-        It writes down what it notices, below a root that is about to be removed with this process.
-        """
-        while not deadline.expired:
-            try:
-                if "state='connected'" not in self._domain.XMLDesc(0):
-                    return
-            except libvirt.libvirtError:
-                return
-            time.sleep(_POLL_SECONDS)
-
-    def destroy(self) -> None:
-        """End it at once."""
-
-        def end() -> None:
-            with suppress(libvirt.libvirtError):
-                self._domain.destroy()
-
-        # libvirt waits until QEMU has been reaped by its parent, which is PID 1.  In a container that can
-        # take seconds or forever, and nobody needs to wait for it.
-        ending = threading.Thread(target=end, name="domain-destroy", daemon=True)
-        ending.start()
-        if self._pid is None:
-            ending.join(_END_SECONDS)
-            return
-        deadline = Deadline.after(_END_SECONDS)
-        while not _has_ended(self._pid) and not deadline.expired:
-            ending.join(0.01)
-
-
-@contextmanager
-def connected(uri: str, runs: Path, remembered: Path) -> Iterator[Host]:
-    """Connect to libvirt for the block; ``uri`` EMBEDDED runs the driver in this process.
-
-    Its state goes into a folder below ``runs``, which goes with the process; what it finds out about QEMU
-    is kept in ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
-    """
-    _start_event_loop()
-    root = _embedded_root(runs, remembered) if uri == EMBEDDED else None
-    if root is not None:
-        uri = f"qemu:///embed?root={root}"
-    try:
-        connection = libvirt.open(uri)
-    except libvirt.libvirtError as error:
-        hint = "apt install libvirt-daemon" if root else f"virsh -c {uri} version   tells whether it answers"
-        raise BadInput(
-            f"libvirt does not answer at {uri}: {error.get_error_message()}",
-            hint=f"{hint};   composer doctor   checks all needs",
-        ) from error
-    try:
-        yield Host(connection, uri, root / "run" / "qemu" if root else None)
-    finally:
-        with suppress(libvirt.libvirtError):
-            connection.close()

@@ -16,7 +16,8 @@ from composer.deadline import Deadline
 from composer.errors import ComposerError
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import DirectKernel, Domain
-from composer.helper.machine import Abilities, Host
+from composer.helper.hypervisor import Host
+from composer.helper.machine import Abilities
 from composer.store.cache import key_of
 from composer.store.folders import written_beside
 

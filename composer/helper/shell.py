@@ -36,6 +36,7 @@ _POLL_SECONDS = 0.01
 _LIFE_CHECK_SECONDS = 0.25
 _CHUNK = 2**16
 _KEEPALIVE_SECONDS = 2
+_DIAL_SECONDS = 10.0
 _LONGEST_STDOUT = 2**26
 _LONGEST_STDERR = 2**20
 
@@ -99,6 +100,9 @@ class PortShell:
         # The one place where an argv becomes the text that SSH carries.
         command = shlex.join(argv)
         try:
+            # Under emulation a virtio-serial port was seen to sleep on data that had come (a lost
+            # wake-up); whatever is sent next wakes it.
+            self._transport.set_keepalive(_KEEPALIVE_SECONDS)
             channel = self._transport.open_session(timeout=max(deadline.left(), 1))
             self._request(channel, command, argv[0], deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
@@ -116,6 +120,8 @@ class PortShell:
             if self._gone_soon():
                 raise self._machine.death(f"running {argv[0]}")
             raise ShellFailed(f"the connection into the helper broke while {argv[0]} ran")
+        # A guest that nobody asks anything may be paused, and what is sent to it then piles up.
+        self._transport.set_keepalive(0)
         return Answer(code, out, err)
 
     def _request(self, channel: paramiko.Channel, command: str, name: str, deadline: Deadline) -> None:
@@ -230,21 +236,23 @@ def _quieten_paramiko() -> None:
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
-def _connect(path: Path, deadline: Deadline) -> socket.socket:
-    """Connect to a port's socket, which appears as QEMU starts."""
+@contextmanager
+def dialled(path: Path, deadline: Deadline) -> Iterator[socket.socket]:
+    """Connect to a port's socket, which appears as QEMU starts; closed with the block."""
+    deadline = deadline.sooner(_DIAL_SECONDS)
     while True:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(str(path))
-        except OSError as error:
-            connection.close()
-            if deadline.expired:
-                raise ShellFailed(
-                    f"the helper's port {path.name} cannot be opened: {error.strerror}"
-                ) from error
-            time.sleep(_POLL_SECONDS)
-        else:
-            return connection
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            try:
+                line.connect(str(path))
+            except OSError as error:
+                if deadline.expired:
+                    raise ShellFailed(
+                        f"the helper's port {path.name} cannot be opened: {error.strerror}"
+                    ) from error
+            else:
+                yield line
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 def _key(text: str) -> paramiko.Ed25519Key:
@@ -261,15 +269,13 @@ def _wait(event: threading.Event, machine: Alive, deadline: Deadline, doing: str
 
 
 @contextmanager
-def opened(path: Path, keys: RunKeys, machine: Alive, deadline: Deadline) -> Iterator[PortShell]:
-    """Open the shell of a helper that is starting, and close it with the block.
+def opened(line: socket.socket, keys: RunKeys, machine: Alive, deadline: Deadline) -> Iterator[PortShell]:
+    """Open the shell of a helper over a port, and close it with the block.
 
-    Waiting for sshd to speak is waiting for the boot.  The guest's host key must be the one made for
-    this run; any other is refused (ShellFailed).
+    The guest's host key must be the one made for this run; any other is refused (ShellFailed).
     """
     _quieten_paramiko()
-    connection = _connect(path, deadline.sooner(10))
-    transport = paramiko.Transport(connection)
+    transport = paramiko.Transport(line)
     try:
         options = transport.get_security_options()
         # Counter mode with its MAC costs least where the guest's CPU has no AES of its own.
@@ -280,20 +286,17 @@ def opened(path: Path, keys: RunKeys, machine: Alive, deadline: Deadline) -> Ite
         transport.auth_timeout = deadline.left()
         spoken = threading.Event()
         transport.start_client(event=spoken)
-        _wait(spoken, machine, deadline, "booting the helper")
+        _wait(spoken, machine, deadline, "opening a shell in the helper")
         if not transport.is_active():
             raise transport.get_exception() or paramiko.SSHException("no SSH server answered")
         offered = transport.get_remote_server_key()
         if f"{offered.get_name()} {offered.get_base64()}" != keys.host.public:
             raise ShellFailed("the helper showed another host key than the one made for this run")
         transport.auth_publickey("root", _key(keys.user.private))
-        # Under emulation a virtio-serial port was seen to sleep on data that had come (a lost wake-up);
-        # whatever is sent next wakes it.
-        transport.set_keepalive(_KEEPALIVE_SECONDS)
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
         if not machine.running():
-            raise machine.death("booting the helper") from error
+            raise machine.death("opening a shell in the helper") from error
         raise ShellFailed(f"no SSH into the helper: {error or type(error).__name__}") from error
     except BaseException:
         transport.close()

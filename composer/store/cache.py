@@ -1,7 +1,8 @@
 """A content-addressed cache: what is made once from given inputs is found again by their hash.
 
 An entry is a folder ``cache/KIND/KEY``.  It is made beside its place under the key's lock, fsynced,
-and renamed, so an entry that exists is whole.  Its files are 0444: many jobs share them.
+and renamed, so an entry that exists is whole.  Many jobs share its files, so these are 0444 unless a
+kind has reasons of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.store.folders import fsync_path
-from composer.store.locks import locked
+from composer.store.locks import is_locked, locked
 
 _INFO = "info.json"
 _KEY_LENGTH = 32
@@ -57,6 +58,7 @@ class Cache:
 
     folder: Path
     kind: str
+    mode: int = 0o444
 
     @property
     def _home(self) -> Path:
@@ -104,7 +106,7 @@ class Cache:
             info = {"inputs": inputs, "created": time.time(), **make(new)}
             (new / _INFO).write_text(json.dumps(info, indent=1, sort_keys=True))
             for file in new.iterdir():
-                file.chmod(0o444)
+                file.chmod(self.mode)
                 fsync_path(file)
             fsync_path(new)
             new.rename(self._home / key)
@@ -121,6 +123,17 @@ class Cache:
             info = path / _INFO
             if not path.name.startswith(".") and info.is_file():
                 yield Entry(path, path.name, json.loads(info.read_text()))
+
+    def leftovers(self, *, remove: bool) -> Iterator[tuple[Path, int]]:
+        """Yield what killed makers left, with its size in bytes; gone afterwards if ``remove`` is given."""
+        if not self._home.is_dir():
+            return
+        for left in sorted(self._home.glob(".*.new")):
+            lock = self._home / f".{left.name.split('.')[1]}.lock"
+            if not is_locked(lock):
+                yield left, sum(file.stat().st_blocks * 512 for file in left.iterdir())
+                if remove:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def remove(self, prefix: str) -> Entry:
         """Remove the one entry whose key begins with ``prefix``; BadInput when none or many do."""

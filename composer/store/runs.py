@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -77,9 +78,20 @@ class Run:
             return {}
         return said if isinstance(said, dict) else {}
 
+    def part(self, name: str) -> Run:
+        """Return a run inside this one, for one more VM; it goes with this one."""
+        part = Run(self.path / f"{self.name}-{name}")
+        part.path.mkdir(mode=0o700)
+        return part
+
     def qemu_pids(self) -> list[int]:
-        """Return the processes whose arguments name this folder: its VM, under any libvirt driver."""
-        marker = os.fsencode(self.path) + b"/"
+        """Return the processes that are VMs of this run, under any libvirt driver.
+
+        libvirt puts `guest=DOMAIN` into QEMU's arguments, and domains are named for their run; some of
+        its versions name the files in the folder too, others hand over descriptors.
+        """
+        guest = re.compile(rb"guest=" + re.escape(os.fsencode(self.name)) + rb"[-,]")
+        folder = os.fsencode(self.path) + b"/"
         found = []
         for process in Path("/proc").iterdir():
             if not process.name.isdigit() or int(process.name) == os.getpid():
@@ -87,7 +99,7 @@ class Run:
             with suppress(OSError):
                 argv = (process / "cmdline").read_bytes().split(b"\0")
                 program = argv[0].rpartition(b"/")[2]
-                if b"qemu" in program and any(marker in word for word in argv[1:]):
+                if b"qemu" in program and any(folder in word or guest.match(word) for word in argv[1:]):
                     found.append(int(process.name))
         return found
 

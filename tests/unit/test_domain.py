@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from composer.helper.bootstrap import BootstrapImage
-from composer.helper.domain import Backing, Channel, DirectKernel, Disk, Domain, Uefi, disk_xml, domain_xml
+from composer.helper.domain import (
+    Backing,
+    Channel,
+    DirectKernel,
+    Disk,
+    Domain,
+    Ram,
+    Uefi,
+    disk_xml,
+    domain_xml,
+)
 from composer.helper.lease import HelperShape, helper_domain
 from composer.helper.machine import Abilities
 from composer.store.cache import Entry
@@ -17,13 +29,17 @@ Golden = Callable[[str, str], None]
 TCG = Abilities("qemu", "/usr/bin/qemu-system-x86_64", "pc-q35-7.2", "maximum")
 KVM = Abilities("kvm", "/usr/bin/qemu-system-x86_64", "pc-q35-7.2", "host-passthrough")
 CHAIN = Backing(Path("/disks/.work/armed.qcow2"), "qcow2", Backing(Path("/disks/demo.qcow2"), "qcow2"))
+GENERATION = "c6d65a44-0000-4000-8000-000000000001"
 HOSTILE = "/tmp/a'b\"c&d<e>]]><!--%20{{ x }}é"
 
 
-def helper(abilities: Abilities) -> str:
+def helper(abilities: Abilities, ram: Ram | None = None) -> str:
     image = BootstrapImage(Entry(Path("/cache/bootstrap/42"), "42", {}), fresh=False)
     shape = HelperShape(2**30, 2, network=True)
-    return domain_xml(helper_domain("c1234", image, abilities, shape, Run(Path("/run/c1234")), "initramfs"))
+    domain = helper_domain(image, abilities, shape, Run(Path("/run/c1234")))
+    assert uuid.UUID(domain.generation), "each VM has one of its own"
+    text = domain_xml(replace(domain, generation=GENERATION, ram=ram))
+    return text.replace(domain.name.removeprefix("c1234-"), "TAG")
 
 
 def product(firmware: str) -> str:
@@ -76,6 +92,12 @@ def hostile() -> str:
 
 def test_helper_under_tcg(golden: Golden) -> None:
     golden("helper-tcg.xml", helper(TCG))
+
+
+def test_template_and_clone(golden: Golden) -> None:
+    ram = Path("/cache/template/a,b'/ram")
+    golden("template.xml", helper(TCG, Ram(ram, clone=False)))
+    golden("clone.xml", helper(TCG, Ram(ram, clone=True)))
 
 
 def test_helper_under_kvm(golden: Golden) -> None:

@@ -28,8 +28,8 @@ RANKS = [
 ]
 # Each library and the only modules that may import it.
 DOORS = {
-    "libvirt": {"helper.machine"},
-    "libvirt_qemu": {"helper.machine"},
+    "libvirt": {"helper.hypervisor"},
+    "libvirt_qemu": {"helper.hypervisor"},
     "paramiko": {"helper.shell"},
     "subprocess": {"process"},
     "cryptography": {"helper.keys"},
@@ -37,7 +37,7 @@ DOORS = {
     "pydantic": {"recipe.model", "recipe.values", "recipe.load", "disk.manifest"},
     "jinja2": {"recipe.variables", "helper.domain"},
     "tomllib": {"recipe.load"},
-    "xml": {"helper.machine"},
+    "xml": {"helper.hypervisor"},
 }
 
 

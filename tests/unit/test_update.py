@@ -46,6 +46,10 @@ class FakeMachine:
     def detach(self, disk: Disk, deadline: Deadline) -> None:
         pass
 
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
     def keep(self) -> None:
         pass
 
@@ -99,7 +103,7 @@ class FakeWorkshop(Workshop):
         yield Bench(Run(Path("/none")), None, image, Abilities("qemu", "", "", ""))  # type: ignore[arg-type]
 
     @contextmanager
-    def helper(self, bench: Bench, shape: HelperShape) -> Iterator[Helper]:
+    def helper(self, bench: Bench, shape: HelperShape, *, warming: bool = False) -> Iterator[Helper]:
         yield Helper(self.machine, self.shell, bench.run)
 
 

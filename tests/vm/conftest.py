@@ -6,52 +6,33 @@ by COMPOSER_TEST_REPO.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vm.place import RECIPE, REF, Built, Place, Repo, ostree
+from tests.faults.ground import Ground
+from tests.vm.place import Built, Place, Repo
 
 
 @pytest.fixture(scope="session")
-def place() -> Iterator[Place]:
-    """A short path, for unix sockets."""
-    folder = Path(f"/var/tmp/ct{os.getpid()}")
-    folder.mkdir(mode=0o700)
-    place = Place(folder)
-    yield place
-    assert place.qemu_pids() == []
-    shutil.rmtree(folder)
+def place(ground: Ground) -> Place:
+    return ground.place
 
 
 @pytest.fixture(scope="session")
-def repo(place: Place) -> Repo:
-    named = os.environ.get("COMPOSER_TEST_REPO")
-    assert named, "COMPOSER_TEST_REPO names the repo; scripts/vm-tests makes it"
-    path = place.folder / "repo"
-    subprocess.run(["cp", "-a", "--reflink=auto", named, path], check=True)
-    second = ostree(path, "rev-parse", REF)
-    return Repo(path, ostree(path, "rev-parse", f"{REF}^"), second)
+def repo(ground: Ground) -> Repo:
+    return ground.repo
 
 
 @pytest.fixture(scope="session")
-def recipe(place: Place) -> Path:
-    path = place.folder / "test.toml"
-    path.write_text(RECIPE)
-    return path
+def recipe(ground: Ground) -> Path:
+    return ground.recipe
 
 
 @pytest.fixture(scope="session")
-def built(place: Place, repo: Repo, recipe: Path) -> Built:
-    repo.point(repo.first)
-    ran = place.composer("build", recipe)
-    assert ran.code == 0, ran.stderr
-    repo.point(repo.second)
-    return Built(place.folder / "test.qcow2", ran)
+def built(ground: Ground) -> Built:
+    return ground.built
 
 
 @pytest.fixture

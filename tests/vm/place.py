@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,3 +183,38 @@ group = "sudo"
 [output]
 path = "test.qcow2"
 """.replace("@HASH@", HASH)
+
+
+@contextmanager
+def made_place() -> Iterator[Place]:
+    """Make a place, with a path that is short enough for unix sockets; no VM may be left in it at the end."""
+    place = Place(Path(tempfile.mkdtemp(prefix="ct", dir="/var/tmp")))
+    yield place
+    assert place.qemu_pids() == []
+    shutil.rmtree(place.folder)
+
+
+def copy_repo(place: Place) -> Repo:
+    """Copy the repo that scripts/vm-tests made, for tests that change it."""
+    named = os.environ.get("COMPOSER_TEST_REPO")
+    assert named, "COMPOSER_TEST_REPO names the repo; scripts/vm-tests makes it"
+    path = place.folder / "repo"
+    subprocess.run(["cp", "-a", "--reflink=auto", named, path], check=True)
+    second = ostree(path, "rev-parse", REF)
+    return Repo(path, ostree(path, "rev-parse", f"{REF}^"), second)
+
+
+def write_recipe(place: Place) -> Path:
+    """Write the tests' recipe."""
+    path = place.folder / "test.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def build_disk(place: Place, repo: Repo, recipe: Path) -> Built:
+    """Build the disk of the first commit; the ref names the second one afterwards."""
+    repo.point(repo.first)
+    ran = place.composer("build", recipe)
+    assert ran.code == 0, ran.stderr
+    repo.point(repo.second)
+    return Built(place.folder / "test.qcow2", ran)

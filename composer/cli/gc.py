@@ -1,0 +1,23 @@
+"""`composer gc`."""
+
+from __future__ import annotations
+
+import click
+
+from composer.cli.options import JobOptions, job_options, session
+from composer.compose.gc import collect
+from composer.recipe.values import show_size
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
+@job_options
+def gc(dry_run: bool, job: JobOptions) -> None:
+    """Remove what no job can use any more: leftovers of killed composers, unreachable templates.
+
+    Example:  composer gc --dry-run
+    """
+    with session(job) as made:
+        workshop = made.workshop
+        freed = collect(workshop.folders, workshop.options, workshop.reporter, dry=dry_run)
+    click.echo(f"{show_size(freed)} {'would be ' if dry_run else ''}freed")

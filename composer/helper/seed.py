@@ -1,0 +1,101 @@
+"""What a helper is told before anything else: its keys, its name, the time, and randomness of its own.
+
+The guest waits for it on its first port (bootstrap/guest-init).  It is one line and a tar archive, and
+the guest answers with a line when it has taken it in; only then does SSH begin on the same port.
+A guest that is a copy of another (a clone of a template) gets by this all that must not be shared.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import select
+import socket
+import tarfile
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from composer.deadline import Deadline
+from composer.errors import DeadlineExpired, ShellFailed
+from composer.helper.keys import RunKeys
+from composer.helper.shell import Alive
+from composer.resources import bootstrap_file
+
+# 'boot': a machine that serves one job.  'template': one that will wait again, to be saved.
+# 'clone': a copy, which is to go on only once its kernel has drawn fresh randomness.
+Mode = Literal["boot", "template", "clone"]
+
+_HELLO, _WAITING, _READY = b"composer-hello\n", b"composer-waiting", b"composer-ready"
+_LONGEST = 4096
+_LOOK_SECONDS = 0.25
+_ASK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What one machine is told; ``name`` becomes its host name."""
+
+    mode: Mode
+    name: str
+    keys: RunKeys
+
+    def message(self, now: float) -> bytes:
+        """Return the line and the archive; ``now`` in seconds since the epoch."""
+        files = {
+            "host_key": self.keys.host.private.encode(),
+            "authorized_keys": f"{self.keys.user.public}\n".encode(),
+            "sshd_config": bootstrap_file("sshd_config").read_bytes(),
+            "machine-id": f"{secrets.token_hex(16)}\n".encode(),
+            "hostname": f"{self.name}\n".encode(),
+            "random": secrets.token_bytes(64),
+        }
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o600
+                archive.addfile(entry, io.BytesIO(content))
+        packed = buffer.getvalue()
+        return f"composer-seed {self.mode} {now:.3f} {len(packed)}\n".encode() + packed
+
+
+def plant(line: socket.socket, seed: Seed, machine: Alive, deadline: Deadline) -> None:
+    """Tell a guest its seed and wait until it has taken it in.
+
+    Raises HelperDied and DeadlineExpired, as the machine ends or the deadline comes first.
+    """
+    line.sendall(seed.message(time.time()))
+    _wait_for(_READY, line, machine, deadline, "booting the helper")
+
+
+def wait_until_waiting(line: socket.socket, machine: Alive, deadline: Deadline) -> None:
+    """Wait until a guest in mode 'template' waits for its next seed; errors as in `plant`."""
+    while True:
+        # Asked again and again: the guest may take the first for the rest of the session before.
+        line.sendall(_HELLO)
+        try:
+            _wait_for(_WAITING, line, machine, deadline.sooner(_ASK_SECONDS), "warming the helper")
+        except DeadlineExpired:
+            deadline.check("the helper to wait for its seed")
+        else:
+            return
+
+
+def _wait_for(word: bytes, line: socket.socket, machine: Alive, deadline: Deadline, doing: str) -> None:
+    said = bytearray()
+    while word not in said.splitlines():
+        readable, _, _ = select.select([line], [], [], min(_LOOK_SECONDS, deadline.left()))
+        if readable:
+            # A byte at a time: what follows the line may be SSH's already.
+            got = line.recv(1)
+            if not got and not machine.running():
+                raise machine.death(doing)
+            if not got or len(said) > _LONGEST:
+                raise ShellFailed(f"the helper's port closed while {doing}")
+            said += got
+        elif not machine.running():
+            raise machine.death(doing)
+        elif deadline.expired:
+            console = machine.death(doing).detail
+            raise DeadlineExpired(f"gave up on {doing}: the guest did not answer in time", detail=console)

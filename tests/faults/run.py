@@ -1,0 +1,45 @@
+"""`make soak [CASE=NAME] [COUNT=N] [SEED=S]`: the experiments at full length, each failure with its seed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.faults.ground import Ground
+from tests.faults.templates import EXPERIMENTS as TEMPLATES
+from tests.vm.place import made_place
+
+EXPERIMENTS = {experiment.name: experiment for experiment in (*TEMPLATES,)}
+
+
+def main() -> None:
+    """Run the experiments asked for; exit with 1 where a trial failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    chosen = [EXPERIMENTS[given.case]] if given.case else list(EXPERIMENTS.values())
+    failed = 0
+    with made_place() as place:
+        ground = Ground(place)
+        for experiment in chosen:
+            count = given.count or experiment.soak
+            began, failures = time.monotonic(), 0
+            for seed, how in experiment.run(ground, count, given.seed):
+                if how is not None:
+                    failures += 1
+                    print(f"{experiment.name} SEED={seed} failed:\n{how}", flush=True)
+            took = time.monotonic() - began
+            print(
+                f"{experiment.name}: {count - failures} passed, {failures} failed "
+                f"(seeds {given.seed} to {given.seed + count - 1}, {took:.0f} s)",
+                flush=True,
+            )
+            failed += failures
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

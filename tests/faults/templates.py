@@ -1,0 +1,150 @@
+"""Templates: clones share nothing that they must not, and a damaged template leads to a cold boot."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from composer.compose.workshop import Bench, Workshop
+from composer.events import Reporter, Tape
+from composer.helper.lease import Helper, HelperShape, helper_domain, warm_helper
+from composer.helper.template import Template, _seal, cache_of
+from tests.faults.ground import Experiment, Ground, Trial
+from tests.vm.place import REF
+
+SHAPE = HelperShape(2**29, 2)
+_SKEW_SECONDS = 0.5
+_FALLBACK_SECONDS = 30.0
+_AT_ONCE = 8
+_DAMAGES = ("ram-cut", "state-cut", "ram-flip", "state-flip", "gone", "sealed-cut", "sealed-version")
+
+
+@contextmanager
+def _bench(ground: Ground, purpose: str) -> Iterator[tuple[Workshop, Bench]]:
+    workshop = ground.place.workshop()
+    repo = workshop.repo(str(ground.repo.path), ground.place.folder, [REF])
+    image = workshop.bootstrap(repo, repo.resolve(REF, workshop.deadline), ())
+    with workshop.bench(purpose, image) as bench:
+        yield workshop, bench
+
+
+# What a clone tells of itself, a line each.
+_TELL = """
+    date +%s.%N
+    head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+    cat /proc/sys/kernel/random/uuid
+    cat /etc/machine-id
+    sha256sum </run/composer/seed/host_key | cut -c1-64
+    hostname
+    dd if=/dev/urandom of=/var/tmp/disk bs=1M count=8 2>/dev/null
+    mkfs.ext4 -q /var/tmp/disk && e2fsck -fn /var/tmp/disk >/dev/null 2>&1 && echo clean
+"""
+
+
+def _told(workshop: Workshop, helper: Helper) -> list[str]:
+    """Return what a clone says of itself; its clock is checked on the way."""
+    before = time.time()
+    answer = helper.shell.run(["sh", "-c", _TELL], deadline=workshop.deadline)
+    after = time.time()
+    assert answer.code == 0, answer.stderr
+    clock, *identity, clean = answer.stdout.decode().split()
+    assert clean == "clean"
+    assert before - _SKEW_SECONDS < float(clock) < after + _SKEW_SECONDS, (before, clock, after)
+    assert len(identity) == 5
+    return identity
+
+
+@contextmanager
+def restores(ground: Ground) -> Iterator[Trial]:
+    """One clone after the other, and now and then eight at once."""
+    with _bench(ground, "restores") as (workshop, bench):
+        template = workshop.warm(bench, SHAPE)
+        seen: set[str] = set()
+        numbers = iter(range(10**6))
+
+        def clone(number: int) -> list[str]:
+            run = bench.run.part(str(number))
+            domain = helper_domain(bench.image, bench.abilities, SHAPE, run)
+            with warm_helper(bench.host, domain, template, run, workshop.deadline) as helper:
+                return _told(workshop, helper)
+
+        def trial(chance: random.Random) -> None:
+            count = _AT_ONCE if chance.random() < 1 / 20 else 1
+            with ThreadPoolExecutor(count) as threads:
+                told = list(threads.map(clone, [next(numbers) for _ in range(count)]))
+            identities = [word for words in told for word in words]
+            assert len(set(identities)) == len(identities), told
+            assert seen.isdisjoint(identities), told
+            seen.update(identities)
+
+        yield trial
+
+
+def _flip(path: Path, chance: random.Random) -> None:
+    with path.open("r+b") as file:
+        file.seek(chance.randrange(path.stat().st_size))
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ (1 << chance.randrange(8))]))
+
+
+def _truncate(path: Path, chance: random.Random) -> None:
+    with path.open("r+b") as file:
+        file.truncate(chance.randrange(path.stat().st_size))
+
+
+def _damage(template: Template, chance: random.Random) -> str:
+    """Damage a template in one of many ways; return which."""
+    info = template.entry.path / "info.json"
+    kind = chance.choice(_DAMAGES)
+    if kind == "gone":
+        chance.choice([template.ram, template.state]).unlink()
+    elif kind.startswith(("ram", "state")):
+        path = template.ram if kind.startswith("ram") else template.state
+        (_truncate if kind.endswith("cut") else _flip)(path, chance)
+    else:
+        # As if it had been written so: the seal is right, and QEMU itself must refuse.
+        if kind == "sealed-cut":
+            _truncate(template.state, chance)
+        else:
+            with template.state.open("r+b") as file:
+                file.seek(4)  # the version of the stream (migration/savevm.c)
+                file.write(b"\0\0\0\x7f")
+        said = json.loads(info.read_text())
+        info.write_text(json.dumps(said | {"sealed": _seal(template.entry.path)}))
+    return kind
+
+
+@contextmanager
+def damaged(ground: Ground) -> Iterator[Trial]:
+    """A damaged template: a cold boot with one line that says why, in time."""
+    with _bench(ground, "damaged") as (workshop, bench):
+
+        def trial(chance: random.Random) -> None:
+            template = workshop.warm(bench, SHAPE)
+            kind = _damage(template, chance)
+            tape = Tape()
+            watched = Workshop(workshop.folders, Reporter(tape), workshop.options, workshop.deadline)
+            began = time.monotonic()
+            with watched.helper(bench, SHAPE) as helper:
+                took = time.monotonic() - began
+                answer = helper.shell.run(["cat", "/etc/machine-id"], deadline=workshop.deadline)
+            assert re.fullmatch(rb"[0-9a-f]{32}\n", answer.stdout)
+            (said,) = tape.texts("warning")
+            assert said.startswith("booting the helper from cold: "), (kind, said)
+            assert took < _FALLBACK_SECONDS, (kind, took)
+            cache_of(workshop.folders.cache).remove(template.entry.key)
+
+        yield trial
+
+
+EXPERIMENTS = (
+    Experiment("template-restores", 20, 200, restores),
+    Experiment("template-damaged", 10, 50, damaged),
+)
