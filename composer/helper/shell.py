@@ -35,7 +35,6 @@ from composer.helper.keys import RunKeys
 _POLL_SECONDS = 0.01
 _LIFE_CHECK_SECONDS = 0.25
 _CHUNK = 2**16
-_KEEPALIVE_SECONDS = 2
 _DIAL_SECONDS = 10.0
 _LONGEST_STDOUT = 2**26
 _LONGEST_STDERR = 2**20
@@ -100,9 +99,6 @@ class PortShell:
         # The one place where an argv becomes the text that SSH carries.
         command = shlex.join(argv)
         try:
-            # Under emulation a virtio-serial port was seen to sleep on data that had come (a lost
-            # wake-up); whatever is sent next wakes it.
-            self._transport.set_keepalive(_KEEPALIVE_SECONDS)
             channel = self._transport.open_session(timeout=max(deadline.left(), 1))
             self._request(channel, command, argv[0], deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
@@ -120,8 +116,6 @@ class PortShell:
             if self._gone_soon():
                 raise self._machine.death(f"running {argv[0]}")
             raise ShellFailed(f"the connection into the helper broke while {argv[0]} ran")
-        # A guest that nobody asks anything may be paused, and what is sent to it then piles up.
-        self._transport.set_keepalive(0)
         return Answer(code, out, err)
 
     def _request(self, channel: paramiko.Channel, command: str, name: str, deadline: Deadline) -> None:
