@@ -139,6 +139,7 @@ def build_initramfs(
     applets: list[str],
     init: bytes,
     guest_init: bytes,
+    sshd_config: bytes,
     index: ModuleIndex,
     read_module: Callable[[str], bytes],
     unzstd: Callable[[bytes], bytes],
@@ -152,6 +153,7 @@ def build_initramfs(
         archive.link(f"bin/{applet}", "busybox")
     archive.file("init", init, 0o755)
     archive.file("guest-init", guest_init, 0o755)
+    archive.file("sshd_config", sshd_config, 0o600)
     names = []
     for path in index.load_order():
         names.append(f"{_module_name(path)}.ko")

@@ -1,17 +1,15 @@
 """What a helper is told before anything else: its keys, its name, the time, and randomness of its own.
 
-The guest waits for it on its first port (bootstrap/guest-init).  It is one line and a tar archive, and
-the guest answers with a line when it has taken it in; only then does SSH begin on the same port.
+The guest waits for it on its first port (bootstrap/guest-init).  It is a few lines of text, and the guest
+answers with a line when it has taken them in; only then does SSH begin on the same port.
 A guest that is a copy of another (a clone of a template) gets by this all that must not be shared.
 """
 
 from __future__ import annotations
 
-import io
 import secrets
 import select
 import socket
-import tarfile
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +18,6 @@ from composer.deadline import Deadline
 from composer.errors import DeadlineExpired, ShellFailed
 from composer.helper.keys import RunKeys
 from composer.helper.shell import Alive
-from composer.resources import bootstrap_file
 
 # 'boot': a machine that serves one job.  'template': one that will wait again, to be saved.
 # 'clone': a copy, which is to go on only once its kernel has drawn fresh randomness.
@@ -41,23 +38,11 @@ class Seed:
     keys: RunKeys
 
     def message(self, now: float) -> bytes:
-        """Return the line and the archive; ``now`` in seconds since the epoch."""
-        files = {
-            "host_key": self.keys.host.private.encode(),
-            "authorized_keys": f"{self.keys.user.public}\n".encode(),
-            "sshd_config": bootstrap_file("sshd_config").read_bytes(),
-            "machine-id": f"{secrets.token_hex(16)}\n".encode(),
-            "hostname": f"{self.name}\n".encode(),
-            "random": secrets.token_bytes(64),
-        }
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name, content in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size, entry.mode = len(content), 0o600
-                archive.addfile(entry, io.BytesIO(content))
-        packed = buffer.getvalue()
-        return f"composer-seed {self.mode} {now:.3f} {len(packed)}\n".encode() + packed
+        """Return the lines that the guest reads; ``now`` in seconds since the epoch."""
+        identity, randomness = secrets.token_hex(16), secrets.token_hex(64)
+        head = f"composer-seed {self.mode} {now:.3f} {self.name} {identity} {randomness}"
+        lines = (head, self.keys.user.public, self.keys.host.private.strip(), "composer-end")
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
 def plant(line: socket.socket, seed: Seed, machine: Alive, deadline: Deadline) -> None:
