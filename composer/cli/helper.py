@@ -41,7 +41,7 @@ def list_templates(as_json: bool) -> None:
         ("key", "bootstrap", "accelerator", "memory", "CPUs", "size", "age", "used"),
         [
             (
-                entry.key,
+                entry.key[:12],
                 str(entry.info["inputs"]["bootstrap"])[:12],
                 "KVM" if entry.info["inputs"]["accelerator"] == "kvm" else "TCG",
                 show_size(entry.info["memory"]),

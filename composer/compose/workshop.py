@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from composer.helper import hypervisor, lease, probe
 from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
 from composer.helper.hypervisor import Host
 from composer.helper.job import check_tools
-from composer.helper.lease import Helper, HelperShape
+from composer.helper.lease import Clone, Helper, HelperShape
 from composer.helper.machine import Abilities
-from composer.helper.pool import Pool
+from composer.helper.pool import Pool, Wake
 from composer.helper.template import Template, find_template, inputs_of, make_template
 from composer.helper.template import cache_of as templates_of
 from composer.recipe.values import show_size
@@ -117,7 +117,8 @@ class Workshop:
         with ExitStack() as stack:
             template = self._template(bench, shape, warming)
             with self.reporter.phase("helper", f"starting the helper VM ({bench.accelerator})"):
-                helper = self._leased(stack, bench, shape, bench.run, template)
+                wake = stack.enter_context(self._prepared(bench, shape, bench.run, template))
+                helper = stack.enter_context(wake())
             try:
                 yield helper
             except ComposerError:
@@ -129,12 +130,10 @@ class Workshop:
         """Yield a pool of helpers, for a batch of jobs."""
         template = self._template(bench, shape, warming=True)
 
-        @contextmanager
-        def make(name: str) -> Iterator[Helper]:
-            with ExitStack() as stack:
-                yield self._leased(stack, bench, shape, bench.run.part(name), template)
+        def prepare(name: str) -> AbstractContextManager[Wake]:
+            return self._prepared(bench, shape, bench.run.part(name), template)
 
-        with Pool(make, spares) as pool:
+        with Pool(prepare, spares) as pool:
             yield pool
 
     def warm(self, bench: Bench, shape: HelperShape) -> Template:
@@ -171,20 +170,38 @@ class Workshop:
         way_out = f"; {error.hint}" if error.hint else ""
         self.reporter.warn("template", f"booting the helper from cold: {error.message}{way_out}")
 
-    def _leased(
-        self, stack: ExitStack, bench: Bench, shape: HelperShape, run: Run, template: Template | None
-    ) -> Helper:
-        """Enter a clone of the template into ``stack``, or a cold boot where that is not to be had."""
-        if template is not None:
-            domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
-            try:
-                return stack.enter_context(
-                    lease.warm_helper(bench.host, domain, template, run, self.deadline)
-                )
-            except TemplateUnusable as error:
-                self._cold_instead(error)
-        domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
-        return stack.enter_context(lease.cold_helper(bench.host, domain, run, self.deadline))
+    @contextmanager
+    def _prepared(
+        self, bench: Bench, shape: HelperShape, run: Run, template: Template | None
+    ) -> Iterator[Wake]:
+        """Yield what makes a helper when it is called: of a loaded clone, or by a cold boot without one."""
+        with ExitStack() as stack:
+            clone: Clone | None = None
+            if template is not None:
+                domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
+                try:
+                    clone = stack.enter_context(
+                        lease.loaded_clone(bench.host, domain, template, run, self.deadline)
+                    )
+                except TemplateUnusable as error:
+                    self._cold_instead(error)
+
+            @contextmanager
+            def wake() -> Iterator[Helper]:
+                with ExitStack() as lifetime:
+                    helper: Helper | None = None
+                    if clone is not None:
+                        try:
+                            helper = lifetime.enter_context(clone.woken(self.deadline))
+                        except TemplateUnusable as error:
+                            self._cold_instead(error)
+                    if helper is None:
+                        domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
+                        booting = lease.cold_helper(bench.host, domain, run, self.deadline)
+                        helper = lifetime.enter_context(booting)
+                    yield helper
+
+            yield wake
 
     def _offer(self, helper: Helper) -> None:
         if not helper.machine.running():

@@ -7,6 +7,7 @@ memory is mapped and whose state is loaded.
 from __future__ import annotations
 
 import secrets
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from composer.errors import ComposerError, TemplateUnusable
 from composer.helper import seed, shell
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain, Ram
-from composer.helper.hypervisor import Host
+from composer.helper.hypervisor import Host, LibvirtMachine
 from composer.helper.keys import RunKeys
 from composer.helper.machine import Abilities, Machine
 from composer.helper.seed import Seed
@@ -97,33 +98,66 @@ def cold_helper(host: Host, domain: Domain, run: Run, deadline: Deadline) -> Ite
             yield Helper(machine, channel, run)
 
 
+@dataclass(frozen=True)
+class Clone:
+    """A clone of a template: loaded and paused, until somebody wakes it."""
+
+    machine: LibvirtMachine
+    line: socket.socket
+    run: Run
+    domain: Domain
+
+    @contextmanager
+    def woken(self, deadline: Deadline) -> Iterator[Helper]:
+        """Let it run and yield the helper once its shell answers; errors as in `loaded_clone`."""
+        soon = deadline.sooner(_CLONE_SECONDS[self.domain.kind])
+        with ExitStack() as stack:
+            with _template_blamed():
+                keys = _new_keys(self.run, self.domain)
+                self.machine.resume()
+                seed.plant(self.line, Seed("clone", self.run.name, keys), self.machine, soon)
+                channel = stack.enter_context(shell.opened(self.line, keys, self.machine, soon))
+            yield Helper(self.machine, channel, self.run)
+
+
 @contextmanager
-def warm_helper(
+def loaded_clone(
     host: Host, domain: Domain, template: Template, run: Run, deadline: Deadline
-) -> Iterator[Helper]:
-    """Clone a template and yield the helper once its shell answers; it has ended when the block has.
+) -> Iterator[Clone]:
+    """Clone a template, not running yet; the machine has ended when the block has.
 
     Raises TemplateUnusable where that does not work; nothing of the clone is left then.
     """
-    keys = _new_keys(run, domain)
     soon = deadline.sooner(_CLONE_SECONDS[domain.kind])
     clone = replace(domain, ram=Ram(template.ram, clone=True))
     with ExitStack() as stack:
-        try:
+        with _template_blamed():
             template.check()
             machine = stack.enter_context(host.start(clone))
             # Before the state is loaded, so that its port finds the other end as it was: open.
             line = stack.enter_context(shell.dialled(domain.socket(SSH_PORT), soon))
             machine.load(template.state, soon)
-            machine.resume()
-            seed.plant(line, Seed("clone", run.name, keys), machine, soon)
-            channel = stack.enter_context(shell.opened(line, keys, machine, soon))
-        except TemplateUnusable:
-            raise
-        except ComposerError as error:
-            raise TemplateUnusable(f"the template cannot be used: {error.message}") from error
-        template.count_use()
-        yield Helper(machine, channel, run)
+            template.count_use()
+        yield Clone(machine, line, run, domain)
+
+
+@contextmanager
+def warm_helper(
+    host: Host, domain: Domain, template: Template, run: Run, deadline: Deadline
+) -> Iterator[Helper]:
+    """Clone a template and yield the helper once its shell answers; errors as in `loaded_clone`."""
+    with loaded_clone(host, domain, template, run, deadline) as clone, clone.woken(deadline) as helper:
+        yield helper
+
+
+@contextmanager
+def _template_blamed() -> Iterator[None]:
+    try:
+        yield
+    except TemplateUnusable:
+        raise
+    except ComposerError as error:
+        raise TemplateUnusable(f"the template cannot be used: {error.message}") from error
 
 
 def keep(helper: Helper, deadline: Deadline) -> None:

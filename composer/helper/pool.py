@@ -1,72 +1,55 @@
-"""Helpers ready ahead of need: cloned, with an open shell, and paused until somebody leases one.
+"""Helpers ready ahead of need: one awake, with an open shell; the others loaded and paused.
 
-While a batch runs, the pool keeps up to so many spares.  One lease is one VM: it ends with its lease and
-serves no second disk, so nothing of one disk reaches another.
+While a batch runs, the pool keeps up to so many spares.  The one that is awake answers at once; a paused
+one costs little memory and is woken as soon as that one is leased.  One lease is one VM: it ends with its
+lease and serves no second disk, so nothing of one disk reaches another.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from composer.deadline import Deadline
 from composer.errors import ComposerError
 from composer.helper.lease import Helper
-from composer.helper.shell import Answer, Shell
+
+# Makes a running helper of one that is prepared.
+Wake = Callable[[], AbstractContextManager[Helper]]
 
 _WARM_SECONDS = 10.0
 _POLL_SECONDS = 0.25
-# Fractions are for coreutils; busybox takes whole seconds.
-_SET_CLOCK = '{ date -s "@$1" || date -s "@${1%.*}"; } >/dev/null 2>&1; shift; exec "$@"'
 
 
 @dataclass(frozen=True)
-class _Spare:
+class _Paused:
+    wake: Wake
+    lifetime: ExitStack
+
+
+@dataclass(frozen=True)
+class _Awake:
     helper: Helper
     lifetime: ExitStack
 
 
-class _Woken:
-    """The shell of a machine that was paused: its first command sets the clock, which stood, on the way."""
-
-    def __init__(self, shell: Shell) -> None:
-        self._shell = shell
-        self._clock_stood = True
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        deadline: Deadline,
-        stdin: bytes = b"",
-        on_stdout: Callable[[bytes], None] | None = None,
-    ) -> Answer:
-        if self._clock_stood:
-            self._clock_stood = False
-            argv = ["/bin/sh", "-c", _SET_CLOCK, "sh", f"{time.time():.3f}", *argv]
-        return self._shell.run(argv, deadline=deadline, stdin=stdin, on_stdout=on_stdout)
-
-    def interact(self) -> int:
-        return self._shell.interact()
-
-
 class Pool:
-    """Leases helpers, from spares where there are any; use it as a context manager.
+    """Leases helpers; use it as a context manager.
 
-    ``make`` starts a helper; it gets a name that is unique in the pool.  It is called from a thread.
-    ``spares`` is at least 1.
+    ``prepare`` begins a helper; it gets a name that is unique in the pool, and is called from a thread.
+    ``spares``, at least 1, counts the one that is awake.
     """
 
-    def __init__(self, make: Callable[[str], AbstractContextManager[Helper]], spares: int) -> None:
-        self._make = make
-        self._wanted = spares
+    def __init__(self, prepare: Callable[[str], AbstractContextManager[Wake]], spares: int) -> None:
+        self._prepare = prepare
+        self._spares = spares
         self._numbers = itertools.count()
-        self._ready: deque[_Spare] = deque()
+        self._awake: deque[_Awake] = deque()
+        self._paused: deque[_Paused] = deque()
         self._failed: ComposerError | None = None
         self._closing = False
         self._changed = threading.Condition()
@@ -81,20 +64,14 @@ class Pool:
             self._closing = True
             self._changed.notify_all()
         self._filler.join()
-        while self._ready:
-            self._ready.popleft().lifetime.close()
-
-    def spares(self) -> int:
-        """Return how many are ready now."""
-        return len(self._ready)
+        for awake in self._awake:
+            awake.lifetime.close()
+        for paused in self._paused:
+            paused.lifetime.close()
 
     def wait_until_full(self, deadline: Deadline) -> None:
-        """Wait until all spares are ready; raises what kept one from being made."""
-        with self._changed:
-            while len(self._ready) < self._wanted:
-                self._raise_failure()
-                deadline.check("the pool to fill")
-                self._changed.wait(min(_POLL_SECONDS, deadline.left()))
+        """Wait until all spares are there; raises what kept one from being made."""
+        self._wait(lambda: len(self._awake) + len(self._paused) >= self._spares, deadline)
 
     @contextmanager
     def lease(self, deadline: Deadline) -> Iterator[Helper]:
@@ -102,48 +79,59 @@ class Pool:
 
         Raises what kept one from being made; the next lease tries again.
         """
-        spare = self._take(deadline)
-        with spare.lifetime:
-            spare.helper.machine.resume()
-            yield Helper(spare.helper.machine, _Woken(spare.helper.shell), spare.helper.run)
-
-    def _take(self, deadline: Deadline) -> _Spare:
         with self._changed:
-            while not self._ready:
-                self._raise_failure()
+            self._wait(lambda: bool(self._awake), deadline)
+            spare = self._awake.popleft()
+            self._changed.notify_all()
+        with spare.lifetime:
+            yield spare.helper
+
+    def _wait(self, done: Callable[[], bool], deadline: Deadline) -> None:
+        with self._changed:
+            while not done():
+                if self._failed is not None:
+                    failed, self._failed = self._failed, None
+                    self._changed.notify_all()
+                    raise failed
                 deadline.check("a helper from the pool")
                 self._changed.wait(min(_POLL_SECONDS, deadline.left()))
-            self._changed.notify_all()
-            return self._ready.popleft()
 
-    def _raise_failure(self) -> None:
+    def _next(self) -> Callable[[], None] | None:
+        """Return what is to be done now to fill the pool, or None."""
         if self._failed is not None:
-            failed, self._failed = self._failed, None
-            self._changed.notify_all()
-            raise failed
+            return None
+        if not self._awake:
+            return self._wake_one
+        if len(self._awake) + len(self._paused) < self._spares:
+            return self._add_one
+        return None
 
     def _fill(self) -> None:
         while True:
             with self._changed:
-                while not self._closing and (self._failed or len(self._ready) >= self._wanted):
+                while not self._closing and self._next() is None:
                     self._changed.wait()
-                if self._closing:
+                todo = self._next()
+                if self._closing or todo is None:
                     return
             try:
-                spare = self._start()
+                todo()
             except ComposerError as error:
-                with self._changed:
-                    self._failed = error
-                    self._changed.notify_all()
-            else:
-                with self._changed:
-                    self._ready.append(spare)
-                    self._changed.notify_all()
+                self._failed = error
+            with self._changed:
+                self._changed.notify_all()
 
-    def _start(self) -> _Spare:
-        """Start a helper, run a command in it, so that the lease's first one is quick, and pause it."""
+    def _add_one(self) -> None:
         with ExitStack() as stack:
-            helper = stack.enter_context(self._make(str(next(self._numbers))))
+            wake = stack.enter_context(self._prepare(str(next(self._numbers))))
+            self._paused.append(_Paused(wake, stack.pop_all()))
+
+    def _wake_one(self) -> None:
+        if not self._paused:
+            self._add_one()
+        paused = self._paused.popleft()
+        with paused.lifetime as stack:
+            helper = stack.enter_context(paused.wake())
+            # So that the first command of the lease finds its way known.
             helper.shell.run(["true"], deadline=Deadline.after(_WARM_SECONDS))
-            helper.machine.pause()
-            return _Spare(helper, stack.pop_all())
+            self._awake.append(_Awake(helper, stack.pop_all()))

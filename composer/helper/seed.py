@@ -68,8 +68,8 @@ def wait_until_waiting(line: socket.socket, machine: Alive, deadline: Deadline) 
 
 
 def _wait_for(word: bytes, line: socket.socket, machine: Alive, deadline: Deadline, doing: str) -> None:
-    said = bytearray()
-    while word not in said.splitlines():
+    said = bytearray(b"\n")
+    while not said.endswith(b"\n" + word + b"\n"):
         readable, _, _ = select.select([line], [], [], min(_LOOK_SECONDS, deadline.left()))
         if readable:
             # A byte at a time: what follows the line may be SSH's already.

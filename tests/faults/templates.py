@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from composer.compose.workshop import Bench, Workshop
@@ -21,7 +22,6 @@ from tests.vm.place import REF
 SHAPE = HelperShape(2**29, 2)
 _SKEW_SECONDS = 0.5
 _FALLBACK_SECONDS = 30.0
-_AT_ONCE = 8
 _DAMAGES = ("ram-cut", "state-cut", "ram-flip", "state-flip", "gone", "sealed-cut", "sealed-version")
 
 
@@ -61,12 +61,11 @@ def _told(workshop: Workshop, helper: Helper) -> list[str]:
 
 
 @contextmanager
-def restores(ground: Ground) -> Iterator[Trial]:
-    """One clone after the other, and now and then eight at once."""
+def _clones(ground: Ground, at_once: int) -> Iterator[Trial]:
     with _bench(ground, "restores") as (workshop, bench):
         template = workshop.warm(bench, SHAPE)
         seen: set[str] = set()
-        numbers = iter(range(10**6))
+        numbers = itertools.count()
 
         def clone(number: int) -> list[str]:
             run = bench.run.part(str(number))
@@ -74,16 +73,25 @@ def restores(ground: Ground) -> Iterator[Trial]:
             with warm_helper(bench.host, domain, template, run, workshop.deadline) as helper:
                 return _told(workshop, helper)
 
-        def trial(chance: random.Random) -> None:
-            count = _AT_ONCE if chance.random() < 1 / 20 else 1
-            with ThreadPoolExecutor(count) as threads:
-                told = list(threads.map(clone, [next(numbers) for _ in range(count)]))
+        def trial(_chance: random.Random) -> None:
+            with ThreadPoolExecutor(at_once) as threads:
+                told = list(threads.map(clone, [next(numbers) for _ in range(at_once)]))
             identities = [word for words in told for word in words]
             assert len(set(identities)) == len(identities), told
             assert seen.isdisjoint(identities), told
             seen.update(identities)
 
         yield trial
+
+
+def restores(ground: Ground) -> AbstractContextManager[Trial]:
+    """One clone after the other."""
+    return _clones(ground, 1)
+
+
+def crowd(ground: Ground) -> AbstractContextManager[Trial]:
+    """Eight clones at once."""
+    return _clones(ground, 8)
 
 
 def _flip(path: Path, chance: random.Random) -> None:
@@ -144,7 +152,37 @@ def damaged(ground: Ground) -> Iterator[Trial]:
         yield trial
 
 
+@contextmanager
+def killed(ground: Ground) -> Iterator[Trial]:
+    """SIGKILL as a template is made: none is left that anybody would use, unless it is whole."""
+    place = ground.place
+    templates = cache_of(place.workshop().folders.cache)
+
+    def trial(chance: random.Random) -> None:
+        for entry in list(templates.entries()):
+            templates.remove(entry.key)
+        with place.started("helper", "warm", ground.recipe) as process:
+            time.sleep(chance.uniform(1.0, 16.0))
+            process.kill()
+            process.communicate()
+        place.wait_for_no_vm(10)
+        for entry in templates.entries():
+            Template(entry).check()
+        with _bench(ground, "killed") as (workshop, bench):
+            template = workshop.warm(bench, SHAPE)
+            domain = helper_domain(bench.image, bench.abilities, SHAPE, bench.run)
+            with warm_helper(bench.host, domain, template, bench.run, workshop.deadline) as helper:
+                _told(workshop, helper)
+        assert place.composer("gc").code == 0
+        home = templates.folder / templates.kind
+        assert [path.name for path in home.iterdir() if path.name.endswith(".new")] == []
+
+    yield trial
+
+
 EXPERIMENTS = (
     Experiment("template-restores", 20, 200, restores),
+    Experiment("template-crowd", 1, 10, crowd),
     Experiment("template-damaged", 10, 50, damaged),
+    Experiment("template-killed", 1, 20, killed),
 )

@@ -17,7 +17,7 @@ import pytest
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, Busy
-from composer.store.folders import Folders, publish, written_beside
+from composer.store.folders import Folders, copied, has_reflinks, publish, written_beside
 from composer.store.locks import is_locked, locked
 
 HOLD = """
@@ -224,3 +224,24 @@ def test_folder_of_runs_of_somebody_else(short: Path) -> None:
 def test_folder_that_cannot_be_made(short: Path) -> None:
     (short / "file").touch()
     refused(short, short / "file" / "r", "cannot make the folder")
+
+
+@pytest.mark.parametrize("holes", ["none", "some", "all"])
+def test_copies_have_the_bytes_and_not_the_holes_filled(holes: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        if holes != "all":
+            file.write(b"begin" * 1000)
+        if holes != "none":
+            file.seek(2**24)
+        if holes == "some":
+            file.write(b"end")
+        file.truncate(file.tell() + (2**20 if holes != "none" else 0))
+    copied(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks <= source.stat().st_blocks + 8
+
+
+def test_reflinks_are_tried_for_real(tmp_path: Path) -> None:
+    assert has_reflinks(tmp_path) in (True, False)
+    assert list(tmp_path.iterdir()) == []

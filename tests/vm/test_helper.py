@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -116,3 +117,24 @@ def test_libvirt_by_a_session_daemon(place: Place, repo: Repo, fresh: Path) -> N
     )
     assert inspected.code == 0, inspected.stderr
     assert repo.first in inspected.stdout.replace("\n", "").replace(" ", "") or "inside" in inspected.stdout
+
+
+def test_templates_are_listed_used_and_collected(place: Place, repo: Repo, fresh: Path) -> None:
+    """What the build made is cloned by the next job; one that no job would use is collected."""
+    made = [item["key"] for item in json.loads(place.composer("helper", "list", "--json").stdout)]
+    assert made
+    assert place.composer("gc").stdout.startswith("0 B ")
+    for image in json.loads(place.composer("bootstrap", "list", "--json").stdout):
+        assert place.composer("bootstrap", "rm", image["key"]).code == 0
+    told = place.composer("gc", "--dry-run")
+    assert "would be freed" in told.stdout
+    assert "its bootstrap image is gone" in told.stderr
+    assert json.loads(place.composer("helper", "list", "--json").stdout)
+    assert place.composer("gc").code == 0
+    assert json.loads(place.composer("helper", "list", "--json").stdout) == []
+    inspected = place.composer("inspect", fresh, "--deep")
+    assert inspected.code == 0
+    assert "booting the helper from cold: there is no template of it yet" in inspected.stderr
+    cold = place.composer("inspect", fresh, "--deep", "--cold")
+    assert cold.code == 0
+    assert "from cold" not in cold.stderr
