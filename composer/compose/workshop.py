@@ -162,11 +162,11 @@ class Workshop:
             domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
             inputs = inputs_of(domain, bench.image.entry.key, bench.host)
             return find_template(templates_of(self.folders.cache), inputs)
-        except TemplateUnusable as error:
+        except ComposerError as error:  # what keeps a template from being made need not keep us from booting
             self._cold_instead(error)
             return None
 
-    def _cold_instead(self, error: TemplateUnusable) -> None:
+    def _cold_instead(self, error: ComposerError) -> None:
         way_out = f"; {error.hint}" if error.hint else ""
         self.reporter.warn("template", f"booting the helper from cold: {error.message}{way_out}")
 

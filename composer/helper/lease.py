@@ -21,7 +21,7 @@ from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain, Ram
 from composer.helper.hypervisor import Host, LibvirtMachine
 from composer.helper.keys import RunKeys
-from composer.helper.machine import Abilities, Machine
+from composer.helper.machine import BOOT_SECONDS, Abilities, Machine
 from composer.helper.seed import Seed
 from composer.helper.shell import Shell
 from composer.helper.template import Template
@@ -30,7 +30,6 @@ from composer.store.runs import Run
 # mitigations=off: the helper runs one job of one owner, and under emulation each barrier costs.
 # panic=-1 reboots at once, which ends the domain, so that a panic is noticed without a wait.
 _ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off net.ifnames=0 8250.nr_uarts=1"
-BOOT_SECONDS = {"kvm": 30.0, "qemu": 90.0}
 # A clone answers within a second; one that has not by then never will, and a cold boot is quicker.
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 20.0}
 # A clock is as wrong as it took to set it.
@@ -178,6 +177,8 @@ def _template_blamed() -> Iterator[None]:
         raise
     except ComposerError as error:
         raise TemplateUnusable(f"the template cannot be used: {error.message}") from error
+    except OSError as error:  # removed meanwhile, by gc or by hand
+        raise TemplateUnusable(f"the template cannot be read: {error.strerror}") from error
 
 
 def keep(helper: Helper, deadline: Deadline) -> None:

@@ -12,6 +12,8 @@ from composer.deadline import Deadline
 from composer.errors import HelperDied
 from composer.helper.domain import Disk
 
+# How long a helper may take until it answers, by the kind of its domain.
+BOOT_SECONDS = {"kvm": 30.0, "qemu": 90.0}
 _TAIL_LINES = 15
 # What the kernel says as it dies, or kills.
 _CAUSE = re.compile(r"Kernel panic|Out of memory|BUG:|Oops")

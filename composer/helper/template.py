@@ -22,8 +22,9 @@ from composer.deadline import Deadline
 from composer.errors import ComposerError, TemplateUnusable
 from composer.helper import seed, shell
 from composer.helper.domain import SSH_PORT, Domain, Ram, domain_xml
-from composer.helper.hypervisor import Host
+from composer.helper.hypervisor import Host, LibvirtMachine
 from composer.helper.keys import RunKeys
+from composer.helper.machine import BOOT_SECONDS
 from composer.helper.seed import Seed
 from composer.resources import bootstrap_file
 from composer.store.cache import Cache, Entry, key_of
@@ -160,9 +161,11 @@ def make_template(
     def make(folder: Path) -> dict[str, Any]:
         ram = folder / _RAM
         ram.touch(mode=0o600)
-        with _booted(host, replace(domain, ram=Ram(ram, clone=False)), run, deadline) as machine:
+        # The warm-up takes less than the boot.
+        soon = deadline.sooner(2 * BOOT_SECONDS[domain.kind])
+        with _booted(host, replace(domain, ram=Ram(ram, clone=False)), run, soon) as machine:
             machine.pause()
-            machine.save(folder / _STATE, deadline)
+            machine.save(folder / _STATE, soon)
         (folder / _USES).touch()
         return {"sealed": _seal(folder), "memory": domain.memory, "cpus": domain.cpus}
 
@@ -176,7 +179,7 @@ def make_template(
 
 
 @contextmanager
-def _booted(host: Host, domain: Domain, run: Run, deadline: Deadline) -> Iterator[Any]:
+def _booted(host: Host, domain: Domain, run: Run, deadline: Deadline) -> Iterator[LibvirtMachine]:
     """Yield a machine that has booted, is warm, and waits for a seed."""
     keys = RunKeys.generate()
     socket = domain.socket(SSH_PORT)

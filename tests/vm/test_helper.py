@@ -42,6 +42,8 @@ def test_helper_answers_bytes_for_bytes_and_dies_with_its_composer(place: Place,
         assert run("sh", "-c", "echo out; echo err >&2; exit 7") == (7, b"out\n", b"err\n")
         everything = os.urandom(300_000)
         assert run("cat", stdin=everything) == (0, everything, b"")
+        # What a step makes is for all to read, unless it says otherwise.
+        assert run("sh", "-c", "umask")[1] == b"0022\n"
         # What belongs to whom came through the packing of the tree.
         assert run("stat", "-c", "%a %u %g", "/usr/bin/sudo")[1] == b"4755 0 0\n"
         assert run("stat", "-c", "%g", "/etc/ssh/sshd_config")[1] == b"0\n"
