@@ -33,6 +33,8 @@ from composer.store.runs import Run
 KIND = "template"
 _FORMAT = 1
 _WAY_OUT = "composer helper warm RECIPE   makes one"
+# What tells helpers of one bootstrap image from each other: one with another is not stale.
+_SHAPE = {"memory", "devices"}
 _RAM, _STATE, _USES = "ram", "state", "uses"
 # Between the guest's word that it waits and the read that it waits in lie a few instructions.
 _SETTLE_SECONDS = 0.1
@@ -143,10 +145,10 @@ def find_template(cache: Cache, inputs: dict[str, Any]) -> Template:
     for other in cache.entries():
         former = other.info.get("inputs", {})
         if former.get("bootstrap") == inputs["bootstrap"]:
-            changed = sorted(key for key in inputs if former.get(key) != inputs[key])
-            raise TemplateUnusable(
-                f"the template there is was made with another {', '.join(changed)}", hint=_WAY_OUT
-            )
+            changed = {key for key in inputs if former.get(key) != inputs[key]}
+            if not changed & _SHAPE:
+                named = ", ".join(sorted(changed))
+                raise TemplateUnusable(f"the template there is was made with another {named}", hint=_WAY_OUT)
     raise TemplateUnusable("there is no template of it yet", hint=_WAY_OUT)
 
 

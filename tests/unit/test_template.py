@@ -125,6 +125,9 @@ def test_a_whole_one_is_found_and_counts_its_uses(cache: Cache, deadline: Deadli
 def test_a_missing_and_a_stale_one_are_told_apart(cache: Cache, deadline: Deadline) -> None:
     with pytest.raises(TemplateUnusable, match="no template of it yet"):
         find_template(cache, inputs(domain()))
+    made(cache, deadline, devices="of a helper with a network")
+    with pytest.raises(TemplateUnusable, match="no template of it yet"):
+        find_template(cache, inputs(domain()))
     made(cache, deadline, qemu="6.2.0")
     with pytest.raises(TemplateUnusable, match="made with another qemu"):
         find_template(cache, inputs(domain()))
