@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 
 import click
 
 from composer.cli import show
 from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, HelperDied
-from composer.helper import shell
+from composer.helper import seed, shell
 from composer.helper.keys import KeyPair, RunKeys
 from composer.store.folders import Folders
 from composer.store.runs import Run, Runs
@@ -92,10 +93,10 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
     private, _, public = text.rpartition("-----\n")
     keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))
     deadline = Deadline.after(60)
-    with (
-        shell.dialled(run.path / "debug", deadline) as line,
-        shell.opened(line, keys, _Watched(run), deadline) as opened,
-    ):
+    with ExitStack() as stack:
+        line = stack.enter_context(shell.dialled(run.path / "debug", deadline))
+        seed.ask_in(line, _Watched(run), deadline)
+        opened = stack.enter_context(shell.opened(line, keys, _Watched(run), deadline))
         if not command:
             if not sys.stdin.isatty():
                 raise BadInput("a shell wants a terminal; give a command to run instead")

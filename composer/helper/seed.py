@@ -23,8 +23,9 @@ from composer.helper.shell import Alive
 # 'clone': a copy, which is to go on only once its kernel has drawn fresh randomness.
 Mode = Literal["boot", "template", "clone"]
 
-_HELLO, _WAITING, _READY = b"composer-hello\n", b"composer-waiting", b"composer-ready"
-_LONGEST = 4096
+_HELLO, _GO, _WAITING, _READY = b"composer-hello\n", b"composer-go\n", b"composer-waiting", b"composer-ready"
+# What the rest of an earlier session may hold: as much as a pipe of the guest.
+_LONGEST = 2**17
 _LOOK_SECONDS = 0.25
 _ASK_SECONDS = 1.0
 
@@ -55,16 +56,22 @@ def plant(line: socket.socket, seed: Seed, machine: Alive, deadline: Deadline) -
 
 
 def wait_until_waiting(line: socket.socket, machine: Alive, deadline: Deadline) -> None:
-    """Wait until a guest in mode 'template' waits for its next seed; errors as in `plant`."""
+    """Wait until a guest listens: one in mode 'template' for its next seed.  Errors as in `plant`."""
     while True:
         # Asked again and again: the guest may take the first for the rest of the session before.
         line.sendall(_HELLO)
         try:
-            _wait_for(_WAITING, line, machine, deadline.sooner(_ASK_SECONDS), "warming the helper")
+            _wait_for(_WAITING, line, machine, deadline.sooner(_ASK_SECONDS), "waiting for the helper")
         except DeadlineExpired:
-            deadline.check("the helper to wait for its seed")
+            deadline.check("the helper to listen")
         else:
             return
+
+
+def ask_in(line: socket.socket, machine: Alive, deadline: Deadline) -> None:
+    """Ask for a shell at a running guest's other port; SSH begins on it then.  Errors as in `plant`."""
+    wait_until_waiting(line, machine, deadline)
+    line.sendall(_GO)
 
 
 def _wait_for(word: bytes, line: socket.socket, machine: Alive, deadline: Deadline, doing: str) -> None:

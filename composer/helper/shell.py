@@ -109,7 +109,7 @@ class PortShell:
         except (paramiko.SSHException, OSError, EOFError) as error:
             if not self._gone_soon():
                 raise ShellFailed(
-                    f"the connection into the helper broke: {error or type(error).__name__}"
+                    f"the connection into the helper broke: {str(error) or type(error).__name__}"
                 ) from error
             raise self._machine.death(f"running {argv[0]}") from error
         if code == -1:  # the connection ended before the command did
@@ -291,7 +291,7 @@ def opened(line: socket.socket, keys: RunKeys, machine: Alive, deadline: Deadlin
         transport.close()
         if not machine.running():
             raise machine.death("opening a shell in the helper") from error
-        raise ShellFailed(f"no SSH into the helper: {error or type(error).__name__}") from error
+        raise ShellFailed(f"no SSH into the helper: {str(error) or type(error).__name__}") from error
     except BaseException:
         transport.close()
         raise

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from composer.compose.workshop import Bench, Workshop
 from composer.events import Reporter, Tape
 from composer.helper.lease import Helper, HelperShape, helper_domain, warm_helper
 from composer.helper.template import Template, _seal, cache_of
+from composer.store.folders import copied
 from tests.faults.ground import Experiment, Ground, Trial
 from tests.vm.place import REF
 
@@ -129,13 +131,28 @@ def _damage(template: Template, chance: random.Random) -> str:
     return kind
 
 
+def _renewed(template: Template, whole: Path) -> None:
+    """Put a template's files back from a copy, and seal them as they are now."""
+    home = template.entry.path
+    for file in whole.iterdir():
+        copied(file, home / file.name)
+    info = home / "info.json"
+    said = json.loads(info.read_text())
+    info.write_text(json.dumps(said | {"sealed": _seal(home)}))
+
+
 @contextmanager
 def damaged(ground: Ground) -> Iterator[Trial]:
     """A damaged template: a cold boot with one line that says why, in time."""
     with _bench(ground, "damaged") as (workshop, bench):
+        template = workshop.warm(bench, SHAPE)
+        whole = ground.place.folder / "whole-template"
+        whole.mkdir()
+        for file in (template.ram, template.state):
+            copied(file, whole / file.name)
 
         def trial(chance: random.Random) -> None:
-            template = workshop.warm(bench, SHAPE)
+            _renewed(template, whole)
             kind = _damage(template, chance)
             tape = Tape()
             watched = Workshop(workshop.folders, Reporter(tape), workshop.options, workshop.deadline)
@@ -147,9 +164,13 @@ def damaged(ground: Ground) -> Iterator[Trial]:
             (said,) = tape.texts("warning")
             assert said.startswith("booting the helper from cold: "), (kind, said)
             assert took < _FALLBACK_SECONDS, (kind, took)
-            cache_of(workshop.folders.cache).remove(template.entry.key)
 
+        # The renewal by itself is not what is refused.
+        _renewed(template, whole)
+        workshop.warm(bench, SHAPE).check()
         yield trial
+        cache_of(workshop.folders.cache).remove(template.entry.key)
+        shutil.rmtree(whole)
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def test_two_seeds_share_nothing_but_the_keys() -> None:
 def test_a_guest_that_ends_dies_hangs_or_babbles(deadline: Deadline) -> None:
     for answer, machine, error in (
         (b"", FakeMachine(runs=False), HelperDied),
-        (b"x" * 10_000, FakeMachine(), ShellFailed),
+        (b"x" * 200_000, FakeMachine(), ShellFailed),
     ):
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -240,6 +240,14 @@ def test_waiting_is_asked_for_again(deadline: Deadline) -> None:
         seed.wait_until_waiting(ours, FakeMachine(), deadline)
         thread.join()
     assert asked == [b"composer-hello\n"] * 2
+
+
+def test_a_shell_is_asked_for_behind_the_rest_of_a_session(deadline: Deadline) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"SSH-2.0-old\r\n" + bytes(range(256)) * 200 + b"\ncomposer-waiting\n")
+        seed.ask_in(ours, FakeMachine(), deadline)
+        assert theirs.recv(100) == b"composer-hello\ncomposer-go\n"
 
 
 def test_helper_list_and_rm(tmp_path: Path, composer: Callable[..., Any], deadline: Deadline) -> None:

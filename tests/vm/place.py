@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -141,12 +143,40 @@ class Place:
         return time.monotonic() - began
 
 
+_MOUNTS = ("mount", "umount2", "move_mount", "fsopen", "open_tree", "pivot_root", "mount_setattr")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What strace sees of a composer and all that it starts: mounts, programs, opened files."""
+
+    path: Path
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What is put before the composer's own words."""
+        calls = ",".join((*_MOUNTS, "execve", "openat"))
+        return ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(self.path), "-e", f"trace={calls}")
+
+    def assert_unprivileged(self) -> None:
+        """Assert that nothing was mounted, no loop device opened, and no setuid program run."""
+        lines = self.path.read_text(errors="replace").splitlines()
+        mounts = [line for line in lines if re.search(rf"\b({'|'.join(_MOUNTS)})\(", line)]
+        assert mounts == []
+        assert [line for line in lines if "/dev/loop" in line] == []
+        programs = {Path(m[1]) for line in lines if (m := re.search(r'execve\("([^"]+)".* = 0$', line))}
+        assert any("qemu-system" in path.name for path in programs), "it must have seen the VM start"
+        modes = {path: path.stat().st_mode for path in programs if path.exists()}
+        assert [path for path, mode in modes.items() if mode & (stat.S_ISUID | stat.S_ISGID)] == []
+
+
 @dataclass(frozen=True)
 class Built:
     """The disk of the first commit, and the run that made it."""
 
     disk: Path
     ran: Ran
+    trace: Trace
 
 
 PASSWORD = "tested-pw"
@@ -214,7 +244,8 @@ def write_recipe(place: Place) -> Path:
 def build_disk(place: Place, repo: Repo, recipe: Path) -> Built:
     """Build the disk of the first commit; the ref names the second one afterwards."""
     repo.point(repo.first)
-    ran = place.composer("build", recipe)
+    trace = Trace(place.folder / "build.trace")
+    ran = place.composer("build", recipe, prefix=trace.prefix)
     assert ran.code == 0, ran.stderr
     repo.point(repo.second)
-    return Built(place.folder / "test.qcow2", ran)
+    return Built(place.folder / "test.qcow2", ran, trace)
