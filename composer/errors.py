@@ -12,6 +12,8 @@ code and a short text; library code raises them and never prints.
     |-- GuestStepFailed      a step inside the helper failed
     |-- ShellFailed          the channel into the helper failed
     |-- TemplateUnusable     a helper cannot be cloned; one boots from cold instead
+    |-- NotTrusted           a commit is not signed as the recipe demands, or is older than what is there
+    |-- RepoDamaged          the repo holds other bytes than its checksums say, or lacks some
     |-- Busy                 another composer holds what this one needs
     `-- VerifyFailed         the product did not do what it must
 """
@@ -117,6 +119,14 @@ class ShellFailed(ComposerError):
 
 class TemplateUnusable(ComposerError):
     """A template is missing, stale or damaged, or QEMU refuses it; a cold boot does without."""
+
+
+class NotTrusted(ComposerError):
+    """A commit lacks a good signature, belongs to another ref, or is older than the one deployed."""
+
+
+class RepoDamaged(ComposerError):
+    """An object of the repo is missing, or is not what its checksum says."""
 
 
 class Busy(ComposerError):

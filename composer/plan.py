@@ -14,7 +14,9 @@ from composer.errors import BadInput
 from composer.recipe.load import LoadedRecipe
 from composer.recipe.model import Remote
 from composer.recipe.values import show_size
-from composer.repo import Tree, is_url
+from composer.repo.commit import Tree
+from composer.repo.signatures import Trust
+from composer.repo.upstream import is_url
 
 # Counted up when the steps begin to make other disks of the same plan.
 _FORMAT = 1
@@ -61,6 +63,7 @@ class Plan:
     name: str
     source: Source
     remote_url: str | None
+    trust: Trust
     kargs: tuple[str, ...]
     disk_size: int
     layout: Layout
@@ -107,6 +110,7 @@ def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:
             remote=remote.name if remote else None,
         ),
         remote_url=remote.url if remote else None,
+        trust=trust_of(loaded),
         kargs=recipe.ostree.kargs,
         disk_size=recipe.disk.size,
         layout=layout,
@@ -123,6 +127,12 @@ def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:
             for file in recipe.files
         ),
     )
+
+
+def trust_of(loaded: LoadedRecipe) -> Trust:
+    """Return the keys that a recipe names."""
+    verify = loaded.recipe.ostree.verify
+    return Trust(loaded.gpg_keys, verify.ed25519_keys if verify else ())
 
 
 def check_bootable(tree: Tree) -> None:

@@ -29,6 +29,7 @@ _PACKAGES = {
     "ostree": ("ostree", "ostree"),
     "qemu-img": ("qemu-utils", "qemu-img"),
     "qemu-system-x86_64": ("qemu-system-x86", "qemu-system-x86-core"),
+    "mke2fs": ("e2fsprogs", "e2fsprogs"),
     "sqfstar": ("squashfs-tools", "squashfs-tools"),
     "busybox": ("busybox-static", "busybox"),
     "zstd": ("zstd", "zstd"),
@@ -65,6 +66,15 @@ def find_tool(tool: str) -> str:
             hint=f"apt install {debian}   (Debian, Ubuntu)   or   dnf install {fedora}   (Fedora)",
         )
     return found
+
+
+def has_tool(tool: str) -> bool:
+    """Whether a host program is installed."""
+    try:
+        find_tool(tool)
+    except BadInput:
+        return False
+    return True
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,8 @@
 
 SYSROOT=/run/composer/sysroot
 export OSTREE_SYSROOT="$SYSROOT"
+# Where the mount-* steps put the repo that the host offers.
+EXPORT=/run/composer/export
 
 # param NAME: the value of a parameter, as it was given.
 param() {

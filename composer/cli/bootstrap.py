@@ -11,6 +11,7 @@ import click
 from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
 from composer.cli.recipe import defines_of, recipe_arguments
+from composer.compose.prepare import bootstrap_of
 from composer.helper.bootstrap import cache_of
 from composer.recipe.load import load_recipe
 from composer.recipe.values import show_size
@@ -32,10 +33,7 @@ def build_image(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
     """
     loaded = load_recipe(recipe, defines_of(define))
     with session(job) as made:
-        workshop = made.workshop
-        ref = loaded.recipe.bootstrap.ref or loaded.recipe.ostree.ref
-        repo = workshop.repo(loaded.recipe.ostree.repo, loaded.path.parent, [ref])
-        image = workshop.bootstrap(repo, repo.resolve(ref, workshop.deadline), ())
+        image = bootstrap_of(made.workshop, loaded)
     how = "made" if image.fresh else "there already"
     click.echo(
         f"{image.entry.key}: {how}, {show_size(image.entry.bytes)}, kernel {image.entry.info['kernel']}"

@@ -12,7 +12,7 @@ import click
 from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
 from composer.cli.recipe import defines_of, recipe_arguments
-from composer.compose.warm import warm_for
+from composer.compose.prepare import warm_for
 from composer.helper.template import Template, cache_of
 from composer.recipe.load import load_recipe
 from composer.recipe.values import show_size
@@ -71,15 +71,14 @@ def _age(seconds: float) -> str:
 @recipe_arguments
 @job_options
 def warm(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
-    """Make the templates of RECIPE's helper, so that no job has to boot one.
+    """Make the template of RECIPE's helper, so that no job has to boot one.
 
     Example:  composer helper warm recipes/debian-bookworm.toml
     """
     loaded = load_recipe(recipe, defines_of(define))
     with session(job) as made:
-        templates = warm_for(made.workshop, loaded)
-    for template in templates:
-        click.echo(f"{template.entry.key}: {show_size(template.entry.bytes)}, used {template.uses} times")
+        template = warm_for(made.workshop, loaded)
+    click.echo(f"{template.entry.key}: {show_size(template.entry.bytes)}, used {template.uses} times")
 
 
 @helper.command("rm")

@@ -20,6 +20,7 @@ from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.events import Fanout, Monitor, Reporter, Tape
+from composer.export.choice import TRANSPORTS
 from composer.helper.hypervisor import EMBEDDED
 from composer.store.folders import Folders
 
@@ -55,6 +56,8 @@ _OPTIONS = (
     click.option("--timeout", type=click.FloatRange(min=1), default=3600.0, show_default=True,
                  metavar="SECONDS", help="Give up after this long."),
     click.option("--events", type=PATH, metavar="FILE", help="Write what happens as JSON lines to FILE."),
+    click.option("--transport", type=click.Choice(["auto", *TRANSPORTS]), default="auto", show_default=True,
+                 help="How the helper gets the commit; auto takes the fastest that works here."),
     click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
     click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
     click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
@@ -74,11 +77,12 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         events: Path | None,
         keep_vm: bool,
         debug_shell: bool,
+        transport: str,
         cold: bool,
         debug: bool,  # noqa: ARG001 - read off argv, before any verb is known (app.py)
         **own: Any,
     ) -> None:
-        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold)
+        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold, transport)
         command(job=JobOptions(options, events), **own)
 
     for option in reversed(_OPTIONS):

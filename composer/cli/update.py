@@ -20,6 +20,7 @@ from composer.recipe.values import show_size
 @click.option("-D", "define", multiple=True, metavar="NAME=VALUE", help="Set a variable of that recipe.")
 @click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
+@click.option("--allow-downgrade", is_flag=True, help="Take a commit that is older than the disk's.")
 @click.option("--keep", type=click.IntRange(1, 10), help="Deployments to leave on the disk.")
 @job_options
 def update(
@@ -29,6 +30,7 @@ def update(
     repo: str | None,
     ref: str | None,
     keep: int | None,
+    allow_downgrade: bool,
     job: JobOptions,
 ) -> None:
     """Bring DISK to the commit that its ref names now.
@@ -40,7 +42,8 @@ def update(
     """
     loaded = load_recipe(recipe, defines_of(define)) if recipe else None
     with session(job) as made:
-        outcome = update_disk(made.workshop, disk.resolve(), Overrides(loaded, repo, ref, keep))
+        overrides = Overrides(loaded, repo, ref, keep, allow_downgrade)
+        outcome = update_disk(made.workshop, disk.resolve(), overrides)
         text = (
             f"{disk} is now at commit {outcome.manifest.commit[:12]}, "
             f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved, "

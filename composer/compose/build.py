@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composer.compose import steps
-from composer.compose.progress import pull_watched
+from composer.compose.prepare import source_of
+from composer.compose.source import RepoSource
+from composer.compose.supply import Supply, opened_supply
 from composer.compose.target import new_target
 from composer.compose.workshop import Workshop, beside, check_room, disk_locked
 from composer.disk import image
@@ -17,18 +21,22 @@ from composer.disk.manifest import (
     Deployment,
     HelperSettings,
     Identity,
+    Keys,
     Manifest,
+    TlsFiles,
     load_manifest,
     publish_disk,
     settle,
 )
 from composer.errors import BadInput, ComposerError
-from composer.export.http import http_export
+from composer.export.delta import Wanted
+from composer.helper.bootstrap import BootstrapImage
 from composer.helper.job import JobResult, run_job
 from composer.helper.lease import HelperShape
 from composer.plan import Plan, make_plan
 from composer.recipe.load import LoadedRecipe
-from composer.repo import Repo
+from composer.repo.local import Repo
+from composer.repo.signatures import Trust
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,26 @@ def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool =
         raise BadInput(f"no such folder: {disk.parent}", hint=f"mkdir -p {disk.parent}")
     if not os.access(disk.parent, os.W_OK):
         raise BadInput(f"the folder {disk.parent} cannot be written to")
+    with source_of(workshop, loaded) as source:
+        return _build(workshop, loaded, source, disk, force=force)
+
+
+def _build(
+    workshop: Workshop, loaded: LoadedRecipe, source: RepoSource, disk: Path, *, force: bool
+) -> Outcome:
     recipe = loaded.recipe
     helper_ref = recipe.bootstrap.ref or recipe.ostree.ref
-    with workshop.reporter.phase("plan", "reading recipe and commit"):
-        repo = workshop.repo(recipe.ostree.repo, loaded.path.parent, sorted({recipe.ostree.ref, helper_ref}))
-        commit = repo.resolve(recipe.ostree.ref, workshop.deadline)
-        tree = repo.tree(commit, workshop.deadline)
-        plan = make_plan(loaded, repo.source, tree)
+    with workshop.reporter.phase("plan", "reading recipe and refs"):
+        commit = source.resolve(recipe.ostree.ref)
         settings = HelperSettings(
             ref=helper_ref,
-            commit=repo.resolve(helper_ref, workshop.deadline),
+            commit=source.resolve(helper_ref),
             memory=recipe.bootstrap.memory,
             cpus=recipe.bootstrap.cpus,
         )
+    repo = workshop.fetch(source, recipe.ostree.ref, commit)
+    tree = repo.tree(commit, workshop.deadline)
+    plan = make_plan(loaded, source.named, tree)
     with disk_locked(disk, "build"):
         settle(disk)
         present = load_manifest(disk)
@@ -85,64 +100,85 @@ def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool =
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
         check_room(disk.parent, tree.content_bytes, "the new disk")
-        return _make(workshop, plan, repo, settings, disk, loaded.path)
+        return _make(workshop, plan, source, repo, settings, disk, loaded)
 
 
 def _make(
     workshop: Workshop,
     plan: Plan,
+    source: RepoSource,
     repo: Repo,
     settings: HelperSettings,
     disk: Path,
-    recipe: Path,
+    loaded: LoadedRecipe,
 ) -> Outcome:
     began = time.monotonic()
-    bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan))
-    shape = HelperShape(settings.memory, settings.cpus, network=True)
-    with beside(disk) as folder, http_export(repo) as export:
+    if settings.commit != plan.source.commit:
+        workshop.fetch(source, settings.ref, settings.commit)
+    bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan, ()))
+    shape = HelperShape(settings.memory, settings.cpus)
+    with ExitStack() as stack:
+        folder = stack.enter_context(beside(disk))
+        wanted = Wanted(plan.source.commit)
+        supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
         new = folder / disk.name
         image.create(new, plan.disk_size, workshop.deadline)
-        target = new_target(new)
-        with (
-            workshop.bench(f"build {disk.name}", bootstrap) as bench,
-            workshop.helper(bench, shape, warming=True) as helper,
-        ):
-            helper.machine.attach(target)
-            with pull_watched(export, workshop.reporter):
-                result = run_job(
-                    helper.shell, steps.build_job(plan, export), workshop.reporter, workshop.deadline
-                )
-            with workshop.reporter.phase("detach", "detaching the disk"):
-                helper.machine.detach(target, workshop.deadline)
+        result = _run(workshop, plan, supply, bootstrap, replace(shape, share=supply.share), new)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
-            deed = Deed.done("build", plan.source.commit, began, export.served.bytes)
-            manifest = _manifest(plan, repo, settings, recipe, result, new, deed)
+            deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
+            manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)
             if manifest.commit != plan.source.commit:
                 raise ComposerError("the helper does not report the commit as the default deployment")
             publish_disk(new, disk, manifest)
-    return Outcome(disk, manifest, True, export.served.bytes, export.served.files)
+    return Outcome(disk, manifest, True, supply.moved.bytes, supply.moved.objects)
+
+
+def _run(
+    workshop: Workshop, plan: Plan, supply: Supply, bootstrap: BootstrapImage, shape: HelperShape, new: Path
+) -> JobResult:
+    """Have a helper fill the new disk; return what it reports."""
+    target = new_target(new)
+    with (
+        workshop.bench(f"build {new.name}", bootstrap) as bench,
+        workshop.helper(bench, shape, warming=True) as helper,
+    ):
+        helper.machine.attach(target)
+        with supply.reaching(helper, workshop) as where:
+            job = steps.build_job(plan, supply.steps, where)
+            result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)
+        with workshop.reporter.phase("detach", "detaching the disk"):
+            helper.machine.detach(target, workshop.deadline)
+    if "ed25519" in result.all("lacks"):
+        workshop.reporter.warn(
+            "keys",
+            "the product's ostree has no ed25519 and so refuses its own upgrades; "
+            "a tree with one that has (libsodium or OpenSSL) mends that",
+        )
+    return result
 
 
 def _manifest(
     plan: Plan,
-    repo: Repo,
+    repo: str,
     settings: HelperSettings,
-    recipe: Path,
+    loaded: LoadedRecipe,
     result: JobResult,
     new: Path,
     deed: Deed,
 ) -> Manifest:
     return Manifest(
         name=plan.name,
-        recipe=str(recipe),
+        recipe=str(loaded.path),
         plan=plan.digest,
-        repo=repo.source,
+        repo=repo,
         ref=plan.source.ref,
         stateroot=plan.source.stateroot,
         remote=plan.source.remote,
         keep=plan.source.keep,
+        keys=keys_of(plan.trust),
+        tls=tls_files_of(loaded),
         firmware=plan.firmware,
         partitions=steps.partitions_of(plan),
         helper=settings,
@@ -150,6 +186,18 @@ def _manifest(
         disk=Identity.of(new),
         history=(deed,),
     )
+
+
+def keys_of(trust: Trust) -> Keys:
+    """Return keys as a manifest keeps them."""
+    return Keys(gpg=tuple(base64.b64encode(key).decode() for key in trust.gpg), ed25519=trust.ed25519)
+
+
+def tls_files_of(loaded: LoadedRecipe) -> TlsFiles:
+    """Return where a recipe's TLS files lie, for a manifest."""
+    tls = loaded.recipe.ostree.tls
+    given = tls.model_dump(exclude_none=True) if tls else {}
+    return TlsFiles(**{name: str(loaded.resolve(path)) for name, path in given.items()})
 
 
 def deployments_of(result: JobResult) -> tuple[Deployment, ...]:

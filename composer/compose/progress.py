@@ -24,7 +24,7 @@ def pull_watched(export: HttpExport, reporter: Reporter) -> Iterator[None]:
             files, size = export.served.files, export.served.bytes
             if files != told:
                 told = files
-                reporter.progress("pull-http", f"{files} objects, {show_size(size)}", done=files, bytes=size)
+                reporter.progress("pull", f"{files} objects, {show_size(size)}", done=files, bytes=size)
 
     thread = threading.Thread(target=watch, name="pull-progress", daemon=True)
     thread.start()

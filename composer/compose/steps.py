@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from composer.export.http import HttpExport
 from composer.helper.job import Job
 from composer.plan import Account, Plan, ProductFile, Source
 from composer.resources import bootstrap_file
@@ -15,8 +14,8 @@ _GRUB_MODULES = (
 )
 
 
-def build_steps(plan: Plan) -> tuple[str, ...]:
-    """Return the steps of a build."""
+def build_steps(plan: Plan, pull: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the steps of a build; ``pull`` are those that bring the commit in."""
     uefi = plan.layout.number("esp") is not None
     bios = plan.layout.number("bios") is not None
     return (
@@ -24,7 +23,7 @@ def build_steps(plan: Plan) -> tuple[str, ...]:
         f"format-{plan.filesystem}",
         *(("format-esp",) if uefi else ()),
         "init-sysroot",
-        "pull-http",
+        *pull,
         "deploy",
         *(("bootloader-bios",) if bios else ()),
         *(("bootloader-uefi",) if uefi else ()),
@@ -34,10 +33,14 @@ def build_steps(plan: Plan) -> tuple[str, ...]:
     )
 
 
-UPDATE_STEPS = ("mount-sysroot", "pull-http", "deploy", "report", "finalise")
 INSPECT_STEPS = ("mount-readonly", "report")
 FSCK_STEPS = (*INSPECT_STEPS, "fsck")
 ARM_STEPS = ("mount-sysroot", "report", "arm-verify", "finalise")
+
+
+def update_steps(pull: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the steps of an update; ``pull`` are those that bring the commit in."""
+    return ("mount-sysroot", *pull, "deploy", "report", "finalise")
 
 
 def partition_data(partitions: dict[str, int]) -> dict[str, bytes]:
@@ -45,14 +48,13 @@ def partition_data(partitions: dict[str, int]) -> dict[str, bytes]:
     return {f"partition-{role}": f"{number}\n".encode() for role, number in partitions.items()}
 
 
-def source_data(source: Source, export: HttpExport) -> dict[str, bytes]:
+def source_data(source: Source) -> dict[str, bytes]:
     """Return what pull and deploy need to know."""
     data = {
         "ref": source.ref.encode(),
         "commit": source.commit.encode(),
         "stateroot": source.stateroot.encode(),
         "keep": str(source.keep).encode(),
-        "export-url": export.guest_url.encode(),
     }
     if source.remote is not None:
         data["remote-name"] = source.remote.encode()
@@ -64,11 +66,12 @@ def partitions_of(plan: Plan) -> dict[str, int]:
     return {part.role: number for number, part in enumerate(plan.layout.partitions, start=1)}
 
 
-def build_job(plan: Plan, export: HttpExport) -> Job:
-    """Return the job that makes a disk."""
+def build_job(plan: Plan, pull: tuple[str, ...], where: dict[str, bytes]) -> Job:
+    """Return the job that makes a disk; ``where`` is what the steps ``pull`` need to know."""
     data = {
         **partition_data(partitions_of(plan)),
-        **source_data(plan.source, export),
+        **source_data(plan.source),
+        **where,
         "layout": plan.layout.sfdisk_script().encode(),
         "kargs": "".join(f"{karg}\n" for karg in plan.kargs).encode(),
         "grub.cfg": bootstrap_file("grub.cfg").read_bytes(),
@@ -76,13 +79,16 @@ def build_job(plan: Plan, export: HttpExport) -> Job:
     }
     if plan.remote_url is not None:
         data["remote-url"] = plan.remote_url.encode()
+        data |= {f"gpg-keys/{number:04}": key for number, key in enumerate(plan.trust.gpg)}
+        if plan.trust.ed25519:
+            data["ed25519-keys"] = "".join(f"{key}\n" for key in plan.trust.ed25519).encode()
     if plan.hostname is not None:
         data["hostname"] = f"{plan.hostname}\n".encode()
     for index, account in enumerate(plan.accounts):
         data |= {f"users/{index:04}/{name}": value for name, value in _account_data(account).items()}
     for index, file in enumerate(plan.files):
         data |= {f"files/{index:04}/{name}": value for name, value in _file_data(file).items()}
-    return Job(build_steps(plan), data)
+    return Job(build_steps(plan, pull), data)
 
 
 def _account_data(account: Account) -> dict[str, bytes]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composer.compose import steps
-from composer.compose.build import Outcome, deployments_of
-from composer.compose.progress import pull_watched
+from composer.compose.build import Outcome, deployments_of, keys_of, tls_files_of
+from composer.compose.source import RepoSource
+from composer.compose.supply import opened_supply
 from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop, beside, check_room, disk_locked
 from composer.disk import image
 from composer.disk.manifest import Deed, Identity, Manifest, load_manifest, publish_disk, settle
 from composer.disk.qcow2 import check_disk
-from composer.errors import BadInput, ComposerError
-from composer.export.http import http_export
+from composer.errors import BadInput, ComposerError, NotTrusted
+from composer.export.delta import Wanted
 from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
 from composer.helper.job import Job, check_tools, run_job
 from composer.helper.lease import HelperShape
-from composer.plan import Source, check_bootable
+from composer.plan import Source, check_bootable, trust_of
 from composer.recipe.load import LoadedRecipe
-from composer.repo import Repo, is_url
+from composer.repo.local import Repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls, is_url
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Overrides:
     repo: str | None = None
     ref: str | None = None
     keep: int | None = None
+    allow_downgrade: bool = False
 
 
 def known_disk(disk: Path) -> Manifest:
@@ -66,17 +72,45 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
         settle(disk)
         present = known_disk(disk)
         manifest = _overridden(present, overrides)
-        with workshop.reporter.phase("plan", "reading manifest and commit"):
-            repo = workshop.repo(manifest.repo, Path.cwd(), [manifest.ref])
-            commit = repo.resolve(manifest.ref, workshop.deadline)
-            manifest = manifest.model_copy(update={"repo": repo.source})
-            source = Source(manifest.ref, commit, manifest.stateroot, manifest.keep, manifest.remote)
-        settled = (manifest.ref, manifest.keep) == (present.ref, present.keep)
-        if settled and manifest.commit == commit and manifest.disk == Identity.of(disk):
-            return Outcome(disk, manifest, changed=False)
-        check_bootable(repo.kernel_tree(commit, workshop.deadline))
-        check_room(disk.parent, disk.stat().st_size, "the updated disk")
-        return _bring(workshop, disk, manifest, source, repo)
+        with source_for(workshop, manifest) as source:
+            with workshop.reporter.phase("plan", "reading manifest and ref"):
+                commit = source.resolve(manifest.ref)
+                manifest = manifest.model_copy(update={"repo": source.named})
+            unchanged = manifest.disk == Identity.of(disk)
+            settled = (manifest.ref, manifest.keep) == (present.ref, present.keep)
+            if settled and manifest.commit == commit and unchanged:
+                return Outcome(disk, manifest, changed=False)
+            repo = workshop.fetch(source, manifest.ref, commit)
+            if not overrides.allow_downgrade:
+                _check_newer(source, commit, manifest.commit)
+            check_bootable(repo.kernel_tree(commit, workshop.deadline))
+            check_room(disk.parent, disk.stat().st_size, "the updated disk")
+            # A disk that booted since may have dropped what its manifest names.
+            have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
+            wanted = Wanted(commit, frozenset(have))
+            return _bring(workshop, disk, manifest, source, repo, wanted, overrides)
+
+
+def source_for(workshop: Workshop, manifest: Manifest) -> AbstractContextManager[RepoSource]:
+    """Open the repo that a manifest names, with its keys and certificates."""
+    trust = Trust(tuple(base64.b64decode(key) for key in manifest.keys.gpg), manifest.keys.ed25519)
+    files = {name: Path(path) for name, path in manifest.tls.model_dump(exclude_none=True).items()}
+    return workshop.source(manifest.repo, Path.cwd(), trust, Tls(**files))
+
+
+def _check_newer(source: RepoSource, commit: str, deployed: str) -> None:
+    """Raise NotTrusted where a commit says that it is older than the deployed one.
+
+    Where nobody here knows the deployed one any more, the helper finds it on the disk and checks the same.
+    """
+    made, before = source.timestamp(commit), source.timestamp(deployed)
+    if made is not None and before is not None and made < before:
+        days = (before - made) / 86400
+        raise NotTrusted(
+            f"commit {commit[:12]} is older than {deployed[:12]}, which the disk has, by {days:.1f} days",
+            hint="--allow-downgrade   if that is meant",
+            disk="the disk is as it was",
+        )
 
 
 def _give_like(new: Path, disk: Path) -> None:
@@ -102,6 +136,8 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
             "repo": repo if is_url(repo) else str(overrides.recipe.resolve(repo)),
             "ref": recipe.ostree.ref,
             "keep": recipe.ostree.keep,
+            "keys": keys_of(trust_of(overrides.recipe)),
+            "tls": tls_files_of(overrides.recipe),
             "helper": manifest.helper.model_copy(
                 update={"memory": recipe.bootstrap.memory, "cpus": recipe.bootstrap.cpus}
             ),
@@ -112,7 +148,7 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
 
 
 def bootstrap_for(
-    workshop: Workshop, manifest: Manifest, repo: Repo | None, wanted: tuple[str, ...]
+    workshop: Workshop, manifest: Manifest, source: RepoSource | None, wanted: tuple[str, ...]
 ) -> BootstrapImage:
     """Return a helper's image for work on a known disk.
 
@@ -124,34 +160,46 @@ def bootstrap_for(
     if cached is not None:
         check_tools(wanted, cached)
         return cached
-    repo = repo or workshop.repo(manifest.repo, Path.cwd(), [manifest.ref])
-    commit = settings.commit
-    if not repo.has_commit(commit, workshop.deadline):
-        commit = repo.resolve(settings.ref, workshop.deadline)
-        workshop.reporter.note(
-            "bootstrap", f"the helper's former commit is gone; using {settings.ref} of now"
-        )
-    return workshop.bootstrap(repo, commit, wanted)
+    with ExitStack() as stack:
+        source = source or stack.enter_context(source_for(workshop, manifest))
+        commit = settings.commit
+        if not source.has_commit(commit):
+            commit = source.resolve(settings.ref)
+            workshop.reporter.note(
+                "bootstrap", f"the helper's former commit is gone; using {settings.ref} of now"
+            )
+        return workshop.bootstrap(workshop.fetch(source, settings.ref, commit), commit, wanted)
 
 
-def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, repo: Repo) -> Outcome:
+def _bring(
+    workshop: Workshop,
+    disk: Path,
+    manifest: Manifest,
+    source: RepoSource,
+    repo: Repo,
+    wanted: Wanted,
+    overrides: Overrides,
+) -> Outcome:
     began = time.monotonic()
-    bootstrap = bootstrap_for(workshop, manifest, repo, steps.UPDATE_STEPS)
-    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus, network=True)
+    bootstrap = bootstrap_for(workshop, manifest, source, steps.update_steps(()))
+    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     before = Identity.of(disk)
-    with beside(disk) as folder, http_export(repo) as export:
+    release = Source(manifest.ref, wanted.commit, manifest.stateroot, manifest.keep, manifest.remote)
+    data = {**steps.partition_data(manifest.partitions), **steps.source_data(release)}
+    if overrides.allow_downgrade:
+        data["allow-downgrade"] = b""
+    with ExitStack() as stack:
+        folder = stack.enter_context(beside(disk))
+        supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
         overlay, new = folder / "overlay.qcow2", folder / disk.name
         target = overlay_target(overlay, disk, workshop.deadline)
-        job = Job(
-            steps.UPDATE_STEPS,
-            {**steps.partition_data(manifest.partitions), **steps.source_data(source, export)},
-        )
         with (
             workshop.bench(f"update {disk.name}", bootstrap) as bench,
-            workshop.helper(bench, shape) as helper,
+            workshop.helper(bench, replace(shape, share=supply.share)) as helper,
         ):
             helper.machine.attach(target)
-            with pull_watched(export, workshop.reporter):
+            with supply.reaching(helper, workshop) as where:
+                job = Job(steps.update_steps(supply.steps), data | where)
                 result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)
             with workshop.reporter.phase("detach", "detaching the disk"):
                 helper.machine.detach(target, workshop.deadline)
@@ -166,7 +214,7 @@ def _bring(workshop: Workshop, disk: Path, manifest: Manifest, source: Source, r
                 )
             image.check(new, workshop.deadline)
             _give_like(new, disk)
-            deed = Deed.done("update", source.commit, began, export.served.bytes)
+            deed = Deed.done("update", wanted.commit, began, supply.moved.bytes)
             after = manifest.after(deed, deployments_of(result), Identity.of(new))
             publish_disk(new, disk, after)
-    return Outcome(disk, after, True, export.served.bytes, export.served.files)
+    return Outcome(disk, after, True, supply.moved.bytes, supply.moved.objects)

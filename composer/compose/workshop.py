@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, TemplateUnusable
 from composer.events import Reporter
@@ -24,7 +25,9 @@ from composer.helper.pool import Pool, Wake
 from composer.helper.template import Template, find_template, inputs_of, make_template
 from composer.helper.template import cache_of as templates_of
 from composer.recipe.values import show_size
-from composer.repo import Repo, open_repo
+from composer.repo.local import Repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls
 from composer.store.folders import Folders
 from composer.store.locks import locked
 from composer.store.runs import Run, Runs
@@ -43,6 +46,7 @@ class Options:
     keep_vm: bool = False
     debug_shell: bool = False
     cold: bool = False
+    transport: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,14 @@ class Workshop:
         """Where the consoles of failed jobs stay."""
         return self.folders.cache / "logs"
 
-    def repo(self, source: str, folder: Path, refs: list[str]) -> Repo:
-        """Open the repo that a recipe or a manifest names."""
-        return open_repo(source, folder, self.folders.cache / "mirrors", refs, self.deadline)
+    def source(self, named: str, folder: Path, trust: Trust, tls: Tls) -> AbstractContextManager[RepoSource]:
+        """Open the repo that a recipe or a manifest names; a folder is relative to ``folder``."""
+        return opened_source(named, folder, self.folders.cache, trust, tls, self.deadline)
+
+    def fetch(self, source: RepoSource, ref: str, commit: str) -> Repo:
+        """Bring a commit into the composer's own repo, verified."""
+        with self.reporter.phase("fetch", "verifying the commit"):
+            return source.fetch(ref, commit)
 
     def bootstrap(self, repo: Repo, commit: str, steps: tuple[str, ...]) -> BootstrapImage:
         """Return the bootstrap image of a commit, made now if need be, with all that the steps need."""
@@ -155,6 +164,9 @@ class Workshop:
     def _template(self, bench: Bench, shape: HelperShape, warming: bool) -> Template | None:
         """Return the template to clone; None, with a line that says why, where there is none."""
         if self.options.cold:
+            return None
+        if shape.share is not None:
+            self.reporter.note("template", "booting the helper from cold: it shares a folder from its start")
             return None
         try:
             if warming:

@@ -86,6 +86,21 @@ class Deed(_Data):
         return cls(time=now, what=what, commit=commit, seconds=seconds, bytes=moved)
 
 
+class Keys(_Data):
+    """The keys that commits are verified with: keyrings in base64, and ed25519's own form, also base64."""
+
+    gpg: tuple[str, ...] = ()
+    ed25519: tuple[str, ...] = ()
+
+
+class TlsFiles(_Data):
+    """Where the files lie that a repo behind TLS wants."""
+
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
+
+
 class HelperSettings(_Data):
     """The helper that worked on the disk, for the next one: a commit of the repo, and its size."""
 
@@ -107,6 +122,8 @@ class Manifest(_Data):
     stateroot: str
     remote: str | None
     keep: int = Field(ge=1)
+    keys: Keys = Keys()
+    tls: TlsFiles = TlsFiles()
     firmware: str
     partitions: dict[PartitionRole, int]
     helper: HelperSettings

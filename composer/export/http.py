@@ -1,7 +1,9 @@
-"""The host's repo over HTTP, for the length of one pull.
+"""A repo over HTTP, read-only, for the length of one pull.
 
-On loopback, behind a random token, read-only; it knows only the paths that an archive repo has
-(ostree-repo.c and ostree-repo-pull.c name them) and follows no link.
+It knows only the paths that an archive repo has (ostree-repo.c and ostree-repo-pull.c name them) and follows
+no link.  Programs of the host reach it on loopback behind a random token; a helper VM through connections
+that the shell into it hands over, so the helper needs no network, and nothing of the host can be reached
+from it but this.
 """
 
 from __future__ import annotations
@@ -13,18 +15,15 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from composer.deadline import Deadline
-from composer.repo import Repo
-
-# The helper's user network shows it the host's loopback at this address (QEMU's -netdev user).
-GUEST_VIEW_OF_HOST = "10.0.2.2"
+from composer.errors import ComposerError
 
 _SAFE = r"[A-Za-z0-9_][-._A-Za-z0-9]*"
 _PATHS = re.compile(
@@ -38,7 +37,9 @@ _PATHS = re.compile(
 )
 # A repo's own config may hold credentials of its remotes; the guest needs to know the mode alone.
 _CONFIG = b"[core]\nrepo_version=1\nmode=archive-z2\n"
+Fill = Callable[[str], None]
 _IDLE_SECONDS = 60
+_REMEMBERED = 1000
 _END_SECONDS = 5.0
 _CHUNK = 2**18
 
@@ -50,6 +51,7 @@ class Counter:
         self._lock = threading.Lock()
         self.files = 0
         self.bytes = 0
+        self.refused: dict[str, str] = {}
 
     def add(self, size: int) -> None:
         """Count one file."""
@@ -57,24 +59,54 @@ class Counter:
             self.files += 1
             self.bytes += size
 
+    def refuse(self, path: str, why: str) -> None:
+        """Remember why a path could not be served; programs that pull tell no more than the status."""
+        with self._lock:
+            if len(self.refused) < _REMEMBERED:
+                self.refused[path] = why
+
+
+class Connection(Protocol):
+    """What a handler needs of a connection: a part of what a socket has."""
+
+    def makefile(self, mode: Literal["rb", "wb"], buffering: int, /) -> Any:
+        """Return it as a file."""
+
+    def settimeout(self, seconds: float, /) -> None:
+        """Limit each wait on it."""
+
+    def setsockopt(self, level: int, option: int, value: bool, /) -> None:
+        """Set an option, where it has any."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Say that nothing more comes from here, or that nothing more is read either."""
+
+    def close(self) -> None:
+        """End it."""
+
 
 class HttpExport:
-    """A running export: where the guest finds the repo, and what it has taken."""
+    """A running export, and what was taken from it."""
 
-    def __init__(self, port: int, token: str, served: Counter) -> None:
-        self.port = port
+    def __init__(self, server: _Server, root: Path, token: str, served: Counter) -> None:
+        self.root = root
+        self._server = server
+        self.port: int = server.server_address[1]
         self.token = token
         self.served = served
 
     @property
-    def guest_url(self) -> str:
-        """The repo's URL as the helper sees it."""
-        return f"http://{GUEST_VIEW_OF_HOST}:{self.port}/{self.token}"
-
-    @property
-    def host_url(self) -> str:
+    def url(self) -> str:
         """The repo's URL on the host."""
-        return f"http://127.0.0.1:{self.port}/{self.token}"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """Return the repo's URL for whoever reaches it at ``port`` of his own loopback."""
+        return f"http://127.0.0.1:{port}/{self.token}"
+
+    def serve(self, connection: Connection) -> None:
+        """Serve a connection that came by another way than the port, in a thread of its own."""
+        self._server.process_request(connection, ("tunnel", 0))
 
 
 def _open_beneath(root: int, path: str) -> int:
@@ -96,13 +128,14 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, root: int, token: str, served: Counter) -> None:
+    def __init__(self, root: int, token: str, served: Counter, fill: Fill | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self._connections: set[socket.socket] = set()
+        self._connections: set[Connection] = set()
         self._changing = threading.Lock()
         self.root = root
         self.prefix = f"/{token}/"
         self.served = served
+        self.fill = fill
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Take a connection, and remember it until it ends."""
@@ -158,8 +191,15 @@ class _Handler(BaseHTTPRequestHandler):
         if not _PATHS.fullmatch(path):
             return self._refuse(HTTPStatus.NOT_FOUND)
         try:
+            if self.server.fill is not None:
+                self.server.fill(path)
+        except ComposerError as error:
+            self.server.served.refuse(path, error.message)
+            return self._refuse(HTTPStatus.BAD_GATEWAY)
+        try:
             descriptor = _open_beneath(self.server.root, path)
-        except OSError:
+        except OSError as error:
+            self.server.served.refuse(path, error.strerror or "it cannot be read")
             return self._refuse(HTTPStatus.NOT_FOUND)
         try:
             status = os.fstat(descriptor)
@@ -202,22 +242,26 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def http_export(repo: Repo) -> Iterator[HttpExport]:
-    """Serve ``repo`` for the block."""
+def http_export(root: Path, fill: Fill | None = None) -> Iterator[HttpExport]:
+    """Serve the archive repo in ``root`` for the block.
+
+    ``fill`` is called before a path is looked for and may put it there; a ComposerError of it is
+    answered with 502.
+    """
     token = secrets.token_urlsafe(24)
     served = Counter()
-    root = os.open(Path(repo.path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _Server(root, token, served) as server:
+        with _Server(folder, token, served, fill) as server:
             thread = threading.Thread(
                 target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="http-export", daemon=True
             )
             thread.start()
             try:
-                yield HttpExport(server.server_address[1], token, served)
+                yield HttpExport(server, root, token, served)
             finally:
                 server.shutdown()
                 thread.join()
                 server.end_connections()
     finally:
-        os.close(root)
+        os.close(folder)

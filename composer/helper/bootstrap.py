@@ -16,12 +16,15 @@ from composer import process
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.helper.initramfs import NEEDED, WELCOME, ModuleIndex, build_initramfs
-from composer.repo import Repo, Tree
+from composer.repo.commit import Tree
+from composer.repo.local import Repo
 from composer.resources import bootstrap_file
 from composer.store.cache import Cache, Entry, key_of
 
 KIND = "bootstrap"
-_FORMAT = 2
+_FORMAT = 3
+# Modules that some jobs need and that are loaded then, from the tree.
+_OPTIONAL = ("9pnet_virtio", "virtiofs")
 _ROOT, _VMLINUZ, _INITRAMFS = "root.squashfs", "vmlinuz", "initramfs.img"
 
 
@@ -51,6 +54,10 @@ class BootstrapImage:
     def clonable(self) -> bool:
         """Whether its kernel notices that it runs in a copy of a VM, and draws fresh randomness then."""
         return bool(self.entry.info["clonable"])
+
+    def has_module(self, name: str) -> bool:
+        """Whether its kernel has one of the modules that only some jobs need."""
+        return name in self.entry.info["modules"]
 
     @property
     def programs(self) -> frozenset[str]:
@@ -155,6 +162,7 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
         "kernel": kernel.version,
         "repo": repo.source,
         "programs": programs,
+        "modules": [name for name in _OPTIONAL if index.has(name)],
         "clonable": index.has("vmgenid"),
     }
 

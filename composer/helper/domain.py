@@ -68,6 +68,15 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A folder of the host that a VM can mount by its ``tag``; ``kind`` is '9p' or 'virtiofs'."""
+
+    folder: Path
+    tag: str
+    kind: str
+
+
+@dataclass(frozen=True)
 class Ram:
     """The file that is a VM's memory.
 
@@ -99,7 +108,7 @@ class Domain:
     uefi: Uefi | None = None
     disks: tuple[Disk, ...] = ()
     channels: tuple[Channel, ...] = ()
-    network: bool = False
+    share: Share | None = None
     report: Path | None = None
     screen: bool = False
     generation: str | None = None

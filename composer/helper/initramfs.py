@@ -19,7 +19,7 @@ from composer.errors import BadInput
 # What it takes to find and mount the root image.  None may be missing, be it built in or a module.
 NEEDED = ("virtio_pci", "virtio_scsi", "sd_mod", "virtio_console", "squashfs", "overlay")
 # What makes the helper better where the kernel has it.
-WELCOME = ("virtio_rng", "virtio_net", "vmgenid")
+WELCOME = ("virtio_rng", "vmgenid")
 
 
 class Cpio:

@@ -19,7 +19,7 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, GuestStepFailed
 from composer.events import Reporter
 from composer.helper.bootstrap import BootstrapImage
-from composer.helper.shell import Shell
+from composer.helper.shell import Commands
 from composer.resources import bootstrap_file
 
 _FOLDER = "/run/composer/job"
@@ -149,7 +149,10 @@ _TITLES = {
     "init-sysroot": "making the sysroot",
     "mount-sysroot": "mounting the root",
     "mount-readonly": "mounting the root, read-only",
-    "pull-http": "pulling the commit over HTTP",
+    "mount-delta": "mounting the delta disk",
+    "mount-9p": "mounting the folder shared over 9p",
+    "mount-virtiofs": "mounting the folder shared over virtiofs",
+    "pull": "pulling the commit",
     "deploy": "deploying",
     "bootloader-bios": "installing GRUB for BIOS",
     "bootloader-uefi": "installing GRUB for UEFI",
@@ -161,7 +164,7 @@ _TITLES = {
 }
 
 
-def run_job(shell: Shell, job: Job, reporter: Reporter, deadline: Deadline) -> JobResult:
+def run_job(shell: Commands, job: Job, reporter: Reporter, deadline: Deadline) -> JobResult:
     """Run a job in a helper.
 
     Raises GuestStepFailed with the step and its reason; HelperDied and DeadlineExpired as the shell.

@@ -6,6 +6,8 @@ memory is mapped and whose state is loaded.
 
 from __future__ import annotations
 
+import math
+import re
 import secrets
 import socket
 import time
@@ -15,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from composer.deadline import Deadline
-from composer.errors import ComposerError, TemplateUnusable
+from composer.errors import ComposerError, ShellFailed, TemplateUnusable
 from composer.helper import seed, shell
 from composer.helper.bootstrap import BootstrapImage
-from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain, Ram
+from composer.helper.domain import DEBUG_PORT, SSH_PORT, Channel, DirectKernel, Disk, Domain, Ram, Share
 from composer.helper.hypervisor import Host, LibvirtMachine
 from composer.helper.keys import RunKeys
 from composer.helper.machine import BOOT_SECONDS, Abilities, Machine
@@ -29,23 +31,26 @@ from composer.store.runs import Run
 
 # mitigations=off: the helper runs one job of one owner, and under emulation each barrier costs.
 # panic=-1 reboots at once, which ends the domain, so that a panic is noticed without a wait.
-_ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off net.ifnames=0 8250.nr_uarts=1"
+_ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off 8250.nr_uarts=1"
 # A clone answers within a second; one that has not by then never will, and a cold boot is quicker.
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 20.0}
 # A clock is as wrong as it took to set it.
-_CLOCK_SECONDS = 0.4
-_CLOCK_TRIES = 5
+_LATE_SECONDS = 0.4
+_CLOCK_SECONDS = 0.25
+_CLOCK_TRIES = 8
+_CLOCK_LOOKS = 3
+_CLOCK_UNSURE = 2.0
 # Fractions are for coreutils; busybox takes whole seconds.
 _SET_CLOCK = 'date -s "@$1" || date -s "@${1%.*}"'
 
 
 @dataclass(frozen=True)
 class HelperShape:
-    """How large a helper is; ``memory`` in bytes.  Only one that pulls has a network."""
+    """How large a helper is, ``memory`` in bytes, and which folder of the host it can mount, if any."""
 
     memory: int
     cpus: int
-    network: bool = False
+    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def helper_domain(image: BootstrapImage, abilities: Abilities, shape: HelperShap
             Channel(SSH_PORT, run.path / f"ssh.{tag}"),
             Channel(DEBUG_PORT, run.path / f"debug.{tag}"),
         ),
-        network=shape.network,
+        share=shape.share,
         generation=str(uuid.uuid4()),
     )
 
@@ -122,7 +127,7 @@ class Clone:
                 self.machine.resume()
                 began = time.monotonic()
                 seed.plant(self.line, Seed("clone", self.run.name, keys), self.machine, soon)
-                late = time.monotonic() - began > _CLOCK_SECONDS
+                late = time.monotonic() - began > _LATE_SECONDS
                 channel = stack.enter_context(shell.opened(self.line, keys, self.machine, soon))
                 if late:
                     _set_clock(channel, soon)
@@ -131,12 +136,32 @@ class Clone:
 
 def _set_clock(channel: Shell, deadline: Deadline) -> None:
     """Set a guest's clock again, on a host so busy that the seed's time was old when it was read."""
+    ahead = 0.0
     for _ in range(_CLOCK_TRIES):
-        began = time.monotonic()
-        argv = ["/bin/sh", "-c", _SET_CLOCK, "sh", f"{time.time():.3f}"]
+        argv = ["/bin/sh", "-c", _SET_CLOCK, "sh", f"{time.time() + ahead:.3f}"]
         channel.run(argv, deadline=deadline)
-        if time.monotonic() - began < _CLOCK_SECONDS:
+        least, most = _lag(channel, deadline)
+        if least < _CLOCK_SECONDS and most > -_CLOCK_SECONDS and most - least < _CLOCK_UNSURE:
             return
+        # It was late by as much as it took the order to arrive; the next will take about as long.
+        ahead += (least + most) / 2
+
+
+def _lag(channel: Shell, deadline: Deadline) -> tuple[float, float]:
+    """Return the least and the most by which a guest's clock can be behind, in seconds.
+
+    Each answer is from between the question and its arrival here; several narrow that down.
+    """
+    least, most = -math.inf, math.inf
+    for _ in range(_CLOCK_LOOKS):
+        before = time.time()
+        said = channel.run(["date", "+%s.%N"], deadline=deadline).stdout.decode("ascii", "replace")
+        after = time.time()
+        found = re.fullmatch(r"\d{1,12}(\.\d{1,9})?", said.strip().removesuffix(".%N"))
+        if found is None:
+            raise ShellFailed(f"the helper's date says {said[:40]!r}")
+        least, most = max(least, before - float(found[0])), min(most, after - float(found[0]))
+    return least, most
 
 
 @contextmanager

@@ -21,10 +21,10 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol, TypeVar, cast
 
 import paramiko
 
@@ -38,6 +38,9 @@ _CHUNK = 2**16
 _DIAL_SECONDS = 10.0
 _LONGEST_STDOUT = 2**26
 _LONGEST_STDERR = 2**20
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Alive(Protocol):
         """Return the error that tells of its end."""
 
 
-class Shell(Protocol):
+class Commands(Protocol):
     """Runs commands in a guest."""
 
     def run(
@@ -72,8 +75,41 @@ class Shell(Protocol):
     ) -> Answer:
         """Run a command to its end, whatever its exit code."""
 
+
+class Shell(Commands, Protocol):
+    """All that can be done in a guest."""
+
+    def listening(self, serve: Callable[[Tunnel], None], deadline: Deadline) -> AbstractContextManager[int]:
+        """Listen on the guest's own loopback for the block and yield the port."""
+
     def interact(self) -> int:
         """Give the user's terminal to a shell in the guest; return its exit code."""
+
+
+class Tunnel:
+    """A connection that a program in the guest made to a port of `Shell.listening`, as a socket of sorts."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def makefile(self, mode: str, buffering: int, /) -> IO[bytes]:
+        """Return it as a file."""
+        return cast(IO[bytes], self._channel.makefile(mode, buffering))
+
+    def settimeout(self, seconds: float, /) -> None:
+        """Limit each wait on it."""
+        self._channel.settimeout(seconds)
+
+    def setsockopt(self, level: int, option: int, value: bool, /) -> None:
+        """Do nothing: it has no options."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Say that nothing more comes from here (SHUT_WR) or that we are done with it (SHUT_RDWR)."""
+        self._channel.shutdown(how)
+
+    def close(self) -> None:
+        """End it."""
+        self._channel.close()
 
 
 class PortShell:
@@ -100,7 +136,7 @@ class PortShell:
         command = shlex.join(argv)
         try:
             channel = self._transport.open_session(timeout=max(deadline.left(), 1))
-            self._request(channel, command, argv[0], deadline)
+            self._asked(lambda: channel.exec_command(command), f"running {argv[0]}", deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
             feeder.start()
             out, err = self._collect(channel, argv[0], deadline, on_stdout)
@@ -118,27 +154,54 @@ class PortShell:
             raise ShellFailed(f"the connection into the helper broke while {argv[0]} ran")
         return Answer(code, out, err)
 
-    def _request(self, channel: paramiko.Channel, command: str, name: str, deadline: Deadline) -> None:
-        """Ask the guest to run a command; paramiko waits for its answer without a limit of its own."""
+    def _asked(self, ask: Callable[[], _T], doing: str, deadline: Deadline) -> _T:
+        """Ask the guest's SSH server for something; paramiko waits for its answers without a limit."""
+        answers: list[_T] = []
         failed: list[Exception] = []
 
-        def ask() -> None:
+        def asking() -> None:
             try:
-                channel.exec_command(command)
+                answers.append(ask())
             except (paramiko.SSHException, OSError, EOFError) as error:
                 failed.append(error)
 
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(_LIFE_CHECK_SECONDS)
-        while asking.is_alive():
+        thread = threading.Thread(target=asking, daemon=True)
+        thread.start()
+        thread.join(_LIFE_CHECK_SECONDS)
+        while thread.is_alive():
             if not self._machine.running():
-                raise self._machine.death(f"running {name}")
+                raise self._machine.death(doing)
             if deadline.expired:
-                raise DeadlineExpired(f"the helper did not begin the command {name} in time")
-            asking.join(_LIFE_CHECK_SECONDS)
+                raise DeadlineExpired(f"the helper did not answer in time: {doing}")
+            thread.join(_LIFE_CHECK_SECONDS)
         if failed:
             raise failed[0]
+        return answers[0]
+
+    @contextmanager
+    def listening(self, serve: Callable[[Tunnel], None], deadline: Deadline) -> Iterator[int]:
+        """Listen on the guest's own loopback for the block and yield the port.
+
+        Each connection there is given to ``serve``, which must return at once.  This is all that a guest
+        without a network can reach.  Raises as `run`.
+        """
+
+        def taken(channel: paramiko.Channel, _origin: object, _server: object) -> None:
+            serve(Tunnel(channel))
+
+        def ask() -> int:
+            return self._transport.request_port_forward("127.0.0.1", 0, taken)
+
+        try:
+            port = self._asked(ask, "opening a port in the helper", deadline)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise ShellFailed(f"no port in the helper: {str(error) or type(error).__name__}") from error
+        try:
+            yield port
+        finally:
+            # Nobody waits for the answer: the helper may be gone by now.
+            with suppress(paramiko.SSHException, OSError, EOFError):
+                self._transport.global_request("cancel-tcpip-forward", ("127.0.0.1", port), wait=False)
 
     def _gone_soon(self) -> bool:
         """Whether the machine is ending; its sockets close a moment before libvirt hears of it."""

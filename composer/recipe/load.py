@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from composer.errors import BadInput, Fault, RecipeErrors
-from composer.recipe.model import File, Recipe, User
+from composer.recipe.model import File, Recipe, Tls, User, Verify
 from composer.recipe.values import SshKey
 from composer.recipe.variables import Variables
 
@@ -31,6 +31,8 @@ class LoadedRecipe:
     """What goes into each product path of ``recipe.files``."""
     ssh_keys: dict[str, tuple[str, ...]]
     """The public keys of each user, inline ones and those from files."""
+    gpg_keys: tuple[bytes, ...] = ()
+    """The keyrings that commits are verified with."""
 
     def resolve(self, relative: str) -> Path:
         """Return a path that stands in the recipe as a host path: it is relative to the recipe."""
@@ -66,9 +68,11 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
     reader = _HostFiles(path.parent.absolute())
     contents = {file.path: reader.content(file, index) for index, file in enumerate(recipe.files)}
     ssh_keys = {user.name: reader.ssh_keys(user, index) for index, user in enumerate(recipe.users)}
+    gpg_keys = reader.gpg_keys(recipe.ostree.verify)
+    reader.check_tls(recipe.ostree.tls)
     if reader.faults:
         raise RecipeErrors(str(path), reader.faults)
-    return LoadedRecipe(recipe, path.absolute(), contents, ssh_keys)
+    return LoadedRecipe(recipe, path.absolute(), contents, ssh_keys, gpg_keys)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -158,6 +162,25 @@ class _HostFiles:
         if file.source is None:
             return (file.content or "").encode()
         return self._read(file.source, f"files[{index}].source") or b""
+
+    def gpg_keys(self, verify: Verify | None) -> tuple[bytes, ...]:
+        """Return the keyrings that commits are verified with."""
+        keys = []
+        for number, name in enumerate(verify.gpg_keys if verify else ()):
+            key = f"ostree.verify.gpg_keys[{number}]"
+            raw = self._read(name, key)
+            # An OpenPGP packet has its highest bit set (RFC 4880, 4.2); otherwise it is ASCII armour.
+            if raw is not None and not (raw[:1] >= b"\x80" or b"BEGIN PGP PUBLIC KEY BLOCK" in raw[:4096]):
+                self.faults.append(Fault(key, f"no OpenPGP public key: {name}; gpg --export NAME makes one"))
+            keys.append(raw or b"")
+        return tuple(keys)
+
+    def check_tls(self, tls: Tls | None) -> None:
+        """See whether the files of the client certificate can be read."""
+        for name in ("certificate", "key", "ca"):
+            path = getattr(tls, name, None)
+            if path is not None:
+                self._read(path, f"ostree.tls.{name}")
 
     def ssh_keys(self, user: User, index: int) -> tuple[str, ...]:
         """Return all public keys of ``user``."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from composer.recipe.values import (
+    Ed25519Key,
     Hostname,
     Karg,
     Login,
@@ -40,6 +41,37 @@ class Remote(_Table):
     url: Url = Field(description="where the product pulls its upgrades from")
 
 
+class Verify(_Table):
+    """Whose signatures a commit must have: one of each kind that is named here."""
+
+    gpg_keys: tuple[str, ...] = Field(
+        default=(), strict=False, description="files with public keys (gpg --export), relative to the recipe"
+    )
+    ed25519_keys: tuple[Ed25519Key, ...] = Field(
+        default=(), strict=False, description="public keys in base64, as `ostree sign` takes them"
+    )
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not (self.gpg_keys or self.ed25519_keys):
+            raise ValueError("name at least one key, or leave the table out")
+        return self
+
+
+class Tls(_Table):
+    """How to reach an https repo: PEM files, relative to the recipe."""
+
+    certificate: str | None = Field(default=None, description="the client certificate to show")
+    key: str | None = Field(default=None, description="its private key, if that is another file")
+    ca: str | None = Field(default=None, description="whose servers to believe, instead of the system's")
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("a key is of no use without its certificate")
+        return self
+
+
 class Ostree(_Table):
     """Which commit the disk carries."""
 
@@ -51,6 +83,8 @@ class Ostree(_Table):
     kargs: tuple[Karg, ...] = Field(default=(), strict=False, description="kernel arguments; root= is added")
     keep: int = Field(default=2, ge=1, le=10, description="deployments that an update leaves on the disk")
     remote: Remote | None = None
+    verify: Verify | None = None
+    tls: Tls | None = None
 
 
 class Disk(_Table):

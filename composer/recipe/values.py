@@ -100,6 +100,8 @@ Login = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$", max_length=32)]
 PasswordHash = Annotated[str, Field(pattern=r"^\$[a-z0-9]+\$[./A-Za-z0-9$=,]+$", max_length=384)]
 Shell = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$", max_length=255)]
 SshKey = Annotated[str, AfterValidator(_check_ssh_key)]
+# ostree-sign-ed25519.c: a public key is 32 bytes, in base64
+Ed25519Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
 ProductPath = Annotated[str, AfterValidator(_check_product_path), Field(max_length=1024)]
 Mode = Annotated[str, AfterValidator(_check_mode)]
 Text = Annotated[str, AfterValidator(_check_text)]

@@ -10,7 +10,9 @@ from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.events import Reporter, Tape
 from composer.helper.bootstrap import BootstrapImage
-from composer.repo import Repo
+from composer.repo.local import Repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls
 from composer.store.folders import Folders
 
 TOP = Path(__file__).resolve().parents[2]
@@ -33,7 +35,8 @@ def workshop() -> Workshop:
 
 
 def demo_image(here: Workshop) -> tuple[Repo, str, BootstrapImage]:
-    """Return the demo's repo, its commit, and the bootstrap image of that."""
-    repo = here.repo(str(REPO), TOP, [REF])
-    commit = repo.resolve(REF, here.deadline)
+    """Return the demo's commit as the composer's own repo has it, and the bootstrap image of that."""
+    with here.source(str(REPO), TOP, Trust(), Tls()) as source:
+        commit = source.resolve(REF)
+        repo = here.fetch(source, REF, commit)
     return repo, commit, here.bootstrap(repo, commit, ())

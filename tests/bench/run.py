@@ -17,8 +17,13 @@ from pathlib import Path
 
 from tests.bench.helper import helper_cold, helper_ready
 from tests.bench.place import Measured
+from tests.bench.transports import transports
 
-CASES: dict[str, Callable[[int], Measured]] = {"helper-cold": helper_cold, "helper-ready": helper_ready}
+CASES: dict[str, Callable[[int], Measured]] = {
+    "helper-cold": helper_cold,
+    "helper-ready": helper_ready,
+    "transports": transports,
+}
 
 
 def machine() -> str:

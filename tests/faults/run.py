@@ -7,10 +7,11 @@ import sys
 import time
 
 from tests.faults.ground import Ground
+from tests.faults.repos import EXPERIMENTS as REPOS
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
 from tests.vm.place import made_place
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (*TEMPLATES,)}
+EXPERIMENTS = {experiment.name: experiment for experiment in (*TEMPLATES, *REPOS)}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from composer.helper.lease import Helper, HelperShape, helper_domain, warm_helpe
 from composer.helper.template import Template, _seal, cache_of
 from composer.store.folders import copied
 from tests.faults.ground import Experiment, Ground, Trial
-from tests.vm.place import REF
+from tests.vm.place import REF, image_of
 
 SHAPE = HelperShape(2**29, 2)
 _SKEW_SECONDS = 0.5
@@ -30,9 +30,7 @@ _DAMAGES = ("ram-cut", "state-cut", "ram-flip", "state-flip", "gone", "sealed-cu
 @contextmanager
 def _bench(ground: Ground, purpose: str) -> Iterator[tuple[Workshop, Bench]]:
     workshop = ground.place.workshop()
-    repo = workshop.repo(str(ground.repo.path), ground.place.folder, [REF])
-    image = workshop.bootstrap(repo, repo.resolve(REF, workshop.deadline), ())
-    with workshop.bench(purpose, image) as bench:
+    with workshop.bench(purpose, image_of(workshop, ground.repo.path, REF)) as bench:
         yield workshop, bench
 
 
@@ -138,6 +136,9 @@ def _renewed(template: Template, whole: Path) -> None:
         copied(file, home / file.name)
     info = home / "info.json"
     said = json.loads(info.read_text())
+    # The kernel's clock for a file's times ticks every few milliseconds; damage within the same tick as the
+    # making would not show in them.
+    time.sleep(0.05)
     info.write_text(json.dumps(said | {"sealed": _seal(home)}))
 
 

@@ -35,7 +35,7 @@ HOSTILE = "/tmp/a'b\"c&d<e>]]><!--%20{{ x }}é"
 
 def helper(abilities: Abilities, ram: Ram | None = None) -> str:
     image = BootstrapImage(Entry(Path("/cache/bootstrap/42"), "42", {}), fresh=False)
-    shape = HelperShape(2**30, 2, network=True)
+    shape = HelperShape(2**30, 2)
     domain = helper_domain(image, abilities, shape, Run(Path("/run/c1234")))
     assert uuid.UUID(domain.generation), "each VM has one of its own"
     text = domain_xml(replace(domain, generation=GENERATION, ram=ram))

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from composer.compose import steps
+from composer.compose.supply import PULL_STEPS
 from composer.disk.layout import Layout
+from composer.export.choice import TRANSPORTS
 from composer.plan import Plan, Source
+from composer.repo.signatures import Trust
 from composer.resources import bootstrap_file, recipes_folder
 
 STEPS = bootstrap_file("guest") / "steps"
@@ -39,14 +42,17 @@ def scripts() -> list[Path]:
 
 def plan(firmware: str) -> Plan:
     source = Source("os/good", "1" * 64, "demo", 2, "origin")
-    return Plan("demo", source, None, (), 2**32, Layout.for_firmware(firmware), "ext4", None, (), ())
+    return Plan("demo", source, None, Trust(), (), 2**32, Layout.for_firmware(firmware), "ext4", None, (), ())
 
 
 def used_steps() -> set[str]:
-    built = {step for firmware in ("bios", "uefi", "bios+uefi") for step in steps.build_steps(plan(firmware))}
+    built = {
+        step for firmware in ("bios", "uefi", "bios+uefi") for step in steps.build_steps(plan(firmware), ())
+    }
+    pulls = {step for transport in TRANSPORTS for step in PULL_STEPS[transport]}
     jobs = {name: value for name, value in vars(steps).items() if name.endswith("_STEPS")}
     assert jobs
-    return built | {step for job in jobs.values() for step in job}
+    return built | pulls | set(steps.update_steps(())) | {step for job in jobs.values() for step in job}
 
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: path.name)
@@ -76,12 +82,12 @@ def test_every_step_is_in_a_job() -> None:
 
 
 def test_order_of_a_build() -> None:
-    order = steps.build_steps(plan("bios+uefi"))
+    order = steps.build_steps(plan("bios+uefi"), ("pull",))
     wanted = [
         "partition",
         "format-ext4",
         "init-sysroot",
-        "pull-http",
+        "pull",
         "deploy",
         "customise",
         "report",
@@ -89,8 +95,8 @@ def test_order_of_a_build() -> None:
     ]
     assert [step for step in order if step in wanted] == wanted
     assert set(order) - set(wanted) == {"format-esp", "bootloader-bios", "bootloader-uefi"}
-    assert "format-esp" not in steps.build_steps(plan("bios"))
-    assert "bootloader-bios" not in steps.build_steps(plan("uefi"))
+    assert "format-esp" not in steps.build_steps(plan("bios"), ())
+    assert "bootloader-bios" not in steps.build_steps(plan("uefi"), ())
 
 
 def code_of(text: str) -> str:

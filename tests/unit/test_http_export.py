@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from composer.errors import ComposerError
 from composer.export.http import HttpExport, http_export
-from composer.repo import Repo
 
 SECRET = b"a secret of the host"
 PLAIN = b"what a plain file holds"
@@ -48,7 +48,7 @@ def repo(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def export(repo: Path) -> Iterator[HttpExport]:
-    with http_export(Repo(repo, str(repo))) as running:
+    with http_export(repo) as running:
         yield running
 
 
@@ -80,7 +80,7 @@ def some_object(repo: Path) -> str:
 
 
 def test_serves_refs_and_objects(repo: Path) -> None:
-    with http_export(Repo(repo, "")) as export:
+    with http_export(repo) as export:
         for path in ("refs/heads/os/good", some_object(repo)):
             assert get(export, path) == (200, (repo / path).read_bytes())
         assert get(export, "refs/heads/os/good", "HEAD") == (200, b"")
@@ -93,7 +93,7 @@ def test_ostree_pulls_from_it(export: HttpExport, tmp_path: Path) -> None:
     mine = f"--repo={tmp_path}/mine"
     for argv in (
         ["init", "--mode=bare-user"],
-        ["remote", "add", "--no-gpg-verify", "o", export.host_url],
+        ["remote", "add", "--no-gpg-verify", "o", export.url],
         ["pull", "o", "os/good"],
         ["fsck", "--quiet"],
     ):
@@ -104,13 +104,43 @@ def test_ostree_pulls_from_it(export: HttpExport, tmp_path: Path) -> None:
     assert read.stdout == b"this is usr/bin/sh\n"
 
 
-def test_guest_and_host_see_the_same_place(export: HttpExport) -> None:
-    assert export.guest_url.replace("10.0.2.2", "127.0.0.1") == export.host_url
+def test_a_connection_may_come_by_another_way(export: HttpExport) -> None:
+    """As those that a helper makes do: they come out of its shell."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ours = socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+    with ours:
+        export.serve(theirs)
+        ours.settimeout(5)
+        path = export.url_at(1234).removeprefix("http://127.0.0.1:1234")
+        ours.sendall(f"GET {path}/config HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        got = b""
+        while chunk := ours.recv(65536):
+            got += chunk
+    assert got.endswith(CONFIG)
     assert len(export.token) >= 32
 
 
+def test_what_is_fetched_on_demand(repo: Path, tmp_path: Path) -> None:
+    """The folder of a remote repo begins empty; what cannot be fetched is the other side's fault."""
+
+    def fill(path: str) -> None:
+        if path == "refs/heads/broken":
+            raise ComposerError("it breaks off")
+        if path.startswith("refs/heads/os/"):
+            target = tmp_path / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((repo / path).read_bytes())
+
+    with http_export(tmp_path, fill) as export:
+        assert get(export, "refs/heads/os/good") == (200, (repo / "refs/heads/os/good").read_bytes())
+        assert get(export, "refs/heads/none") == (404, b"")
+        assert get(export, "refs/heads/broken") == (502, b"")
+        assert get(export, "refs/heads/../../../etc/passwd") == (404, b"")
+
+
 def test_each_export_has_its_own_token(repo: Path, export: HttpExport) -> None:
-    with http_export(Repo(repo, "")) as other:
+    with http_export(repo) as other:
         assert other.token != export.token
 
 
@@ -193,7 +223,7 @@ def test_listens_on_loopback_alone(export: HttpExport) -> None:
 
 
 def test_nothing_listens_afterwards(repo: Path) -> None:
-    with http_export(Repo(repo, "")) as export:
+    with http_export(repo) as export:
         pass
     with pytest.raises(ConnectionRefusedError):
         connect(export).connect()
@@ -203,7 +233,7 @@ def test_a_kept_connection_ends_with_the_export(repo: Path, tmp_path: Path) -> N
     other = tmp_path / "other"
     (other / "refs/heads").mkdir(parents=True)
     (other / "refs/heads/plain").write_bytes(b"of another folder")
-    with http_export(Repo(repo, "")) as export:
+    with http_export(repo) as export:
         connection = connect(export)
         connection.request("GET", f"/{export.token}/config")
         connection.getresponse().read()

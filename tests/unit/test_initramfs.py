@@ -183,7 +183,7 @@ def test_damaged_module() -> None:
             guest_init=b"",
             sshd_config=b"# none",
             applets=[],
-            index=index("kernel/virtio_net.ko.xz:\n", BUILTIN),
+            index=index("kernel/virtio_rng.ko.xz:\n", BUILTIN),
             read_module=lambda _: b"noise",
             unzstd=lambda content: content,
         )

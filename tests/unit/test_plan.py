@@ -10,7 +10,7 @@ from composer.disk.layout import Layout, room_needed
 from composer.errors import BadInput
 from composer.plan import Plan, make_plan
 from composer.recipe.load import load_recipe
-from composer.repo import Listed, Tree
+from composer.repo.commit import Listed, Tree
 
 MIB = 2**20
 KERNEL = "/usr/lib/modules/6.1"

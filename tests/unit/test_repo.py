@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,20 +13,24 @@ from threading import Thread
 
 import pytest
 
+from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError
 from composer.export.http import http_export
 from composer.plan import check_bootable
-from composer.repo import Repo, open_repo
+from composer.repo.local import Repo, open_repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls
 
 
 @pytest.fixture
-def repo(tiny_repo: Path, tmp_path: Path, deadline: Deadline) -> Repo:
-    return open_repo(str(tiny_repo), tmp_path, tmp_path / "mirrors", [], deadline)
+def repo(tiny_repo: Path, tmp_path: Path) -> Repo:
+    return open_repo(str(tiny_repo), tmp_path)
 
 
-def opened(source: str, folder: Path, refs: list[str] | None = None) -> Repo:
-    return open_repo(source, folder, folder / "mirrors", refs or ["os/good"], Deadline.after(20))
+def remote(url: str, cache: Path, tls: Tls = Tls()) -> AbstractContextManager[RepoSource]:  # noqa: B008
+    cache.mkdir(exist_ok=True)
+    return opened_source(url, cache, cache, Trust(), tls, Deadline.after(20))
 
 
 def init(path: Path, mode: str) -> None:
@@ -35,7 +40,7 @@ def init(path: Path, mode: str) -> None:
 def test_a_folder_is_relative_to_the_recipe(tiny_repo: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "r").symlink_to(tiny_repo)
-    assert opened("../r", tmp_path / "recipes").path == tiny_repo.resolve()
+    assert open_repo("../r", tmp_path / "recipes").path == tiny_repo.resolve()
 
 
 def test_resolve(repo: Repo, tiny_repo: Path, deadline: Deadline) -> None:
@@ -56,7 +61,7 @@ def test_unknown_ref_lists_the_refs(repo: Repo, deadline: Deadline) -> None:
 def test_empty_repo(tmp_path: Path, deadline: Deadline) -> None:
     init(tmp_path / "empty", "archive")
     with pytest.raises(BadInput, match="none at all"):
-        opened("empty", tmp_path).resolve("os/good", deadline)
+        open_repo("empty", tmp_path).resolve("os/good", deadline)
 
 
 @pytest.mark.parametrize("ref", ["--help", "-v", "--repo=/"])
@@ -67,29 +72,50 @@ def test_a_ref_is_no_option(repo: Repo, deadline: Deadline, ref: str) -> None:
 
 def test_no_repo(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no OSTree repo") as caught:
-        opened(".", tmp_path)
+        open_repo(".", tmp_path)
     assert "ostree init" in (caught.value.hint or "")
     with pytest.raises(BadInput, match="is no OSTree repo"):
-        opened("/nowhere/at/all", tmp_path)
+        open_repo("/nowhere/at/all", tmp_path)
     for config in ("", "[core]\n", "mode=archive", "[remote]\nmode=archive\n"):
         (tmp_path / "config").write_text(config)
         with pytest.raises(BadInput, match=r"no core\.mode"):
-            opened(".", tmp_path)
+            open_repo(".", tmp_path)
 
 
 @pytest.mark.parametrize("source", [".", "a\0b"])
 def test_noise_as_repo(tmp_path: Path, source: str) -> None:
     (tmp_path / "config").write_bytes(b"[core]\nmode=\xff\n")
     with pytest.raises(BadInput):
-        opened(source, tmp_path)
+        open_repo(source, tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["bare", "bare-user", "bare-user-only"])
-def test_bare_repo(tmp_path: Path, mode: str) -> None:
-    init(tmp_path / "bare", mode)
-    with pytest.raises(BadInput, match=f"mode '{mode}'") as caught:
-        opened("bare", tmp_path)
-    assert "ostree pull-local" in (caught.value.hint or "")
+@pytest.mark.parametrize("mode", ["bare-user", "bare-user-only", "archive"])
+def test_any_mode_will_do_but_only_archive_over_http(
+    repo: Repo, tmp_path: Path, deadline: Deadline, mode: str
+) -> None:
+    init(tmp_path / "r", mode)
+    commit = repo.resolve("os/good", deadline)
+    plain = "os/plain"  # bare-user-only holds no owners and no setuid
+    ref = plain if mode == "bare-user-only" else "os/good"
+    if ref == plain:
+        tree = tmp_path / "tree"
+        tree.mkdir()
+        (tree / "file").write_text("x")
+        argv = ["commit", "-b", ref, "--canonical-permissions", f"--tree=dir={tree}"]
+        subprocess.run(["ostree", f"--repo={tmp_path}/r", *argv], check=True, stdout=subprocess.DEVNULL)
+    else:
+        argv = ["pull-local", str(repo.path), ref]
+        subprocess.run(["ostree", f"--repo={tmp_path}/r", *argv], check=True, stdout=subprocess.DEVNULL)
+    with opened_source("r", tmp_path, tmp_path / "cache", Trust(), Tls(), deadline) as source:
+        commit = source.resolve(ref)
+        assert source.fetch(ref, commit).has_commit(commit, deadline)
+        if mode == "archive":
+            with source.exported() as export:
+                assert export.url
+        else:
+            with pytest.raises(BadInput, match=f"mode '{mode}'") as caught, source.exported():
+                pass
+            assert "--transport delta" in (caught.value.hint or "")
 
 
 def test_listing(repo: Repo, deadline: Deadline) -> None:
@@ -131,46 +157,59 @@ def test_commit_that_cannot_boot(repo: Repo, deadline: Deadline, ref: str, why: 
 def test_damaged_commit(tmp_path: Path, deadline: Deadline) -> None:
     init(tmp_path / "r", "archive")
     (tmp_path / "r/refs/heads/os").write_text("1" * 64 + "\n")
-    repo = opened("r", tmp_path)
+    repo = open_repo("r", tmp_path)
     with pytest.raises(BadInput, match="cannot be read") as caught:
         repo.tree(repo.resolve("os", deadline), deadline)
     assert "fsck" in (caught.value.hint or "")
 
 
-def test_mirror_of_a_url(repo: Repo, tmp_path: Path, deadline: Deadline) -> None:
-    with http_export(repo) as export:
-        mirror = opened(f"{export.host_url}/", tmp_path)
+def test_a_url(repo: Repo, tmp_path: Path, deadline: Deadline) -> None:
+    with http_export(repo.path) as export:
+        with remote(f"{export.url}/", tmp_path / "cache") as source:
+            assert source.named == export.url
+            commit = source.resolve("os/good")
+            assert commit == repo.resolve("os/good", deadline)
+            fetched = source.fetch("os/good", commit)
+            assert fetched.tree(commit, deadline) == repo.tree(commit, deadline)
+            # And a helper pulls through it.
+            with source.exported() as through:
+                mine = f"--repo={tmp_path}/mine"
+                init(tmp_path / "mine", "bare-user")
+                adding = ["remote", "add", "--no-gpg-verify", "o", through.url]
+                for argv in (adding, ["pull", "o", "os/good"]):
+                    subprocess.run(["ostree", mine, *argv], check=True, stdout=subprocess.DEVNULL)
         first = export.served.files
-        opened(export.host_url, tmp_path)
-        assert export.served.files - first < first / 2  # what is there is not fetched again
-    assert mirror.source == export.host_url
-    assert mirror.path.parent == tmp_path / "mirrors"
-    commit = mirror.resolve("os/good", deadline)
-    assert commit == repo.resolve("os/good", deadline)
-    assert mirror.tree(commit, deadline) == repo.tree(commit, deadline)
-    with http_export(mirror) as again:
-        assert opened(again.host_url, tmp_path).resolve("os/good", deadline) == commit
+        with remote(export.url, tmp_path / "cache") as source:
+            source.fetch("os/good", source.resolve("os/good"))
+        assert export.served.files - first < first / 4, "what is there is not fetched again"
+    assert not list((tmp_path / "cache").glob(".remote.*"))
 
 
-def test_mirror_has_what_was_asked_for(repo: Repo, tmp_path: Path) -> None:
-    with http_export(repo) as export:
+def test_a_url_has_what_was_asked_for(repo: Repo, tmp_path: Path) -> None:
+    with http_export(repo.path) as export, remote(export.url, tmp_path / "cache") as source:
         with pytest.raises(BadInput, match="no ref 'os/none'"):
-            opened(export.host_url, tmp_path, ["os/good", "os/none"])
+            source.resolve("os/none")
         commit = repo.resolve("os/good", Deadline.after(20))
-        assert opened(export.host_url, tmp_path, [commit]).has_commit(commit, Deadline.after(20))
+        assert source.resolve(commit) == commit
+        assert source.fetch(commit, commit).has_commit(commit, Deadline.after(20))
+
+
+def use(url: str, cache: Path) -> None:
+    with remote(url, cache) as source:
+        source.resolve("os/good")
 
 
 def test_unreachable_url(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening
         with pytest.raises(BadInput, match=r"cannot be reached: .*Connection refused"):
-            opened(f"http://127.0.0.1:{taken.getsockname()[1]}/repo", tmp_path)
+            use(f"http://127.0.0.1:{taken.getsockname()[1]}/repo", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "https://a b/", "http://127.0.0.1:99999999/"])
 def test_url_that_is_none(tmp_path: Path, url: str) -> None:
     with pytest.raises(ComposerError):
-        opened(url, tmp_path)
+        use(url, tmp_path)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -196,5 +235,4 @@ def test_url_of_no_repo(web: str, tmp_path: Path, config: bytes | None) -> None:
     if config is not None:
         (tmp_path / "web/config").write_bytes(config)
     with pytest.raises(BadInput, match="no OSTree repo"):
-        opened(web, tmp_path)
-    assert not (tmp_path / "mirrors").exists()
+        use(web, tmp_path)

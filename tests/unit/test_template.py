@@ -16,7 +16,7 @@ from composer.deadline import Deadline
 from composer.errors import DeadlineExpired, HelperDied, ShellFailed, TemplateUnusable
 from composer.helper import seed, template
 from composer.helper.bootstrap import BootstrapImage
-from composer.helper.domain import Domain
+from composer.helper.domain import Domain, Share
 from composer.helper.keys import RunKeys
 from composer.helper.lease import HelperShape, helper_domain
 from composer.helper.machine import Abilities
@@ -68,7 +68,7 @@ def changes() -> dict[str, dict[str, Any]]:
         "accelerator": inputs(domain(abilities=replace(TCG, kind="kvm"))),
         "memory": inputs(domain(HelperShape(2**29, 2))),
         "cpus": inputs(domain(HelperShape(2**30, 4))),
-        "network": inputs(domain(HelperShape(2**30, 2, network=True))),
+        "share": inputs(domain(HelperShape(2**30, 2, Share(Path("/shared"), "repo", "9p")))),
         "devices": inputs(replace(domain(), screen=True)),
     }
 
@@ -125,7 +125,7 @@ def test_a_whole_one_is_found_and_counts_its_uses(cache: Cache, deadline: Deadli
 def test_a_missing_and_a_stale_one_are_told_apart(cache: Cache, deadline: Deadline) -> None:
     with pytest.raises(TemplateUnusable, match="no template of it yet"):
         find_template(cache, inputs(domain()))
-    made(cache, deadline, devices="of a helper with a network")
+    made(cache, deadline, devices="of a helper with a shared folder")
     with pytest.raises(TemplateUnusable, match="no template of it yet"):
         find_template(cache, inputs(domain()))
     made(cache, deadline, qemu="6.2.0")

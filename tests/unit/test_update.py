@@ -21,8 +21,8 @@ from composer.helper.bootstrap import BootstrapImage
 from composer.helper.domain import Disk
 from composer.helper.lease import Helper, HelperShape
 from composer.helper.machine import Abilities
-from composer.helper.shell import Answer
-from composer.repo import Repo
+from composer.helper.shell import Answer, Tunnel
+from composer.repo.local import Repo
 from composer.store.cache import Entry
 from composer.store.folders import Folders
 from composer.store.runs import Run
@@ -69,9 +69,15 @@ class FakeShell:
 
     lines: Sequence[object]
     before: Callable[[], None] = lambda: None
+    listened: bool = False
 
     def interact(self) -> int:
         return 0
+
+    @contextmanager
+    def listening(self, serve: Callable[[Tunnel], None], deadline: Deadline) -> Iterator[int]:
+        self.listened = True
+        yield 4711
 
     def run(
         self,
@@ -96,7 +102,9 @@ class FakeWorkshop(Workshop):
     shell: FakeShell = field(kw_only=True)
 
     def bootstrap(self, repo: Repo, commit: str, steps: tuple[str, ...]) -> BootstrapImage:
-        return BootstrapImage(Entry(Path("/none"), "none", {"programs": []}), fresh=False)
+        return BootstrapImage(
+            Entry(Path("/none"), "none", {"programs": [], "modules": [], "kernel": "6.1"}), fresh=False
+        )
 
     @contextmanager
     def bench(self, purpose: str, image: BootstrapImage) -> Iterator[Bench]:
@@ -153,13 +161,14 @@ def test_update(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:
 
 def test_the_disk_itself_is_never_attached_for_writing(workshop: FakeWorkshop, old_disk: Path) -> None:
     update(workshop, old_disk, Overrides())
-    (target,) = workshop.machine.attached
+    target, delta = workshop.machine.attached
+    assert delta.readonly
     assert target.path != old_disk
     assert target.backing is not None
     assert target.backing.path == old_disk
 
 
-@pytest.mark.parametrize("failure", [GuestStepFailed("pull-http", "x"), KeyboardInterrupt(), OSError("full")])
+@pytest.mark.parametrize("failure", [GuestStepFailed("pull", "x"), KeyboardInterrupt(), OSError("full")])
 def test_failure_leaves_the_disk(workshop: FakeWorkshop, old_disk: Path, failure: BaseException) -> None:
     before = {path: path.read_bytes() for path in (old_disk, manifest_path(old_disk))}
 
@@ -189,7 +198,8 @@ def test_a_disk_with_a_base_is_attached_with_it(
     argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, old_disk]
     subprocess.run(argv, check=True)
     update(workshop, old_disk, Overrides())
-    (target,) = workshop.machine.attached
+    target, delta = workshop.machine.attached
+    assert delta.readonly
     assert target.backing is not None
     assert target.backing.below is not None
     assert target.backing.below.path == base

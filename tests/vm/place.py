@@ -20,7 +20,11 @@ from typing import Any
 from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.events import Reporter, Tape
+from composer.helper.bootstrap import BootstrapImage
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls
 from composer.store.folders import Folders
+from tests.signing import Gpg
 
 REF = "debian/bookworm/amd64/demo"
 CLOUD_REF = "debian/bookworm/amd64/cloud"
@@ -114,6 +118,15 @@ class Place:
         folders = Folders.of(self.environment)
         return Workshop(folders, Reporter(Tape()), options, Deadline.after(TIMEOUT))
 
+    @property
+    def gpg(self) -> Gpg:
+        """The key that the tests' commits are signed with."""
+        return Gpg(self.folder / "gpg")
+
+    def sign(self, repo: Path, commit: str) -> None:
+        """Sign a commit as its maker would."""
+        self.gpg.sign(repo, commit)
+
     def runs_left(self) -> list[str]:
         """The folders of jobs, and of libvirt's drivers in other processes than this one."""
         own = f"p{os.getpid()}"
@@ -179,6 +192,13 @@ class Built:
     trace: Trace
 
 
+def image_of(workshop: Workshop, repo: Path, ref: str) -> BootstrapImage:
+    """Return the bootstrap image of a ref of a repo."""
+    with workshop.source(str(repo), repo.parent, Trust(), Tls()) as source:
+        commit = source.resolve(ref)
+        return workshop.bootstrap(workshop.fetch(source, ref, commit), commit, ())
+
+
 PASSWORD = "tested-pw"
 HASH = (  # openssl passwd -6
     "$6$tested$7xTXIzBocAKFOFC5U247prOWBtzGB251Yv1Qah4YouDgHZW9pBc8hkC1gRWfV/Wh0LkUemN88oJvE58BUsSBg0"
@@ -190,6 +210,8 @@ repo = "repo"
 ref = "debian/bookworm/amd64/demo"
 stateroot = "debian"
 kargs = ["console=tty0", "console=ttyS0,115200"]
+[ostree.verify]
+gpg_keys = ["signers.gpg"]
 [ostree.remote]
 url = "https://ostree.example.org/debian"
 [disk]
@@ -220,6 +242,8 @@ def made_place() -> Iterator[Place]:
     """Make a place, with a path that is short enough for unix sockets; no VM may be left in it at the end."""
     place = Place(Path(tempfile.mkdtemp(prefix="ct", dir="/var/tmp")))
     yield place
+    if place.gpg.home.exists():
+        place.gpg.end()
     assert place.qemu_pids() == []
     shutil.rmtree(place.folder)
 
@@ -230,8 +254,11 @@ def copy_repo(place: Place) -> Repo:
     assert named, "COMPOSER_TEST_REPO names the repo; scripts/vm-tests makes it"
     path = place.folder / "repo"
     subprocess.run(["cp", "-a", "--reflink=auto", named, path], check=True)
-    second = ostree(path, "rev-parse", REF)
-    return Repo(path, ostree(path, "rev-parse", f"{REF}^"), second)
+    repo = Repo(path, ostree(path, "rev-parse", f"{REF}^"), ostree(path, "rev-parse", REF))
+    (place.folder / "signers.gpg").write_bytes(place.gpg.make().public())
+    for commit in (repo.first, repo.second):
+        place.sign(path, commit)
+    return repo
 
 
 def write_recipe(place: Place) -> Path:

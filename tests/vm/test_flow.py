@@ -40,7 +40,7 @@ def test_one_round_trip_does_the_job(built: Built) -> None:
         "partition",
         "format-ext4",
         "init-sysroot",
-        "pull-http",
+        "pull",
         "deploy",
         "finalise",
         "publish",

@@ -15,8 +15,7 @@ import pytest
 from composer.deadline import Deadline
 from composer.errors import ComposerError, DeadlineExpired, HelperDied
 from composer.helper.lease import Helper, HelperShape
-from composer.repo import open_repo
-from tests.vm.place import CLOUD_REF, REF, Place, Repo, ostree
+from tests.vm.place import CLOUD_REF, REF, Place, Repo, image_of
 
 SHAPE = HelperShape(2**29, 2)
 
@@ -24,9 +23,10 @@ SHAPE = HelperShape(2**29, 2)
 @contextmanager
 def helper_of(place: Place, path: Path, ref: str) -> Iterator[Helper]:
     workshop = place.workshop()
-    repo = open_repo(str(path), path.parent, path.parent, [], workshop.deadline)
-    bootstrap = workshop.bootstrap(repo, ostree(path, "rev-parse", ref), ())
-    with workshop.bench("test", bootstrap) as bench, workshop.helper(bench, SHAPE) as helper:
+    with (
+        workshop.bench("test", image_of(workshop, path, ref)) as bench,
+        workshop.helper(bench, SHAPE) as helper,
+    ):
         yield helper
 
 

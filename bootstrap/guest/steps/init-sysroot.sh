@@ -21,5 +21,22 @@ echo "TIMEOUT 20" >"$SYSROOT/boot/loader.0/syslinux.cfg"
 ln -s ../loader/syslinux.cfg "$SYSROOT/boot/syslinux/syslinux.cfg"
 
 if has remote-url; then
-    ostree --repo="$repo" remote add --no-gpg-verify "$(param remote-name)" "$(param remote-url)"
+    # The product verifies its upgrades with the keys that its first commit was verified with.
+    set -- --set=gpg-verify=true
+    for key in "$JOB"/data/gpg-keys/*; do
+        if [ -e "$key" ]; then set -- "$@" --gpg-import="$key"; fi
+    done
+    [ $# -gt 1 ] || set -- --no-gpg-verify
+    remote=$(param remote-name)
+    ostree --repo="$repo" remote add "$@" "$remote" "$(param remote-url)"
+    if has ed25519-keys; then
+        # By hand: `remote add` refuses a kind of signature that this ostree cannot check itself.
+        group="remote \"$remote\""
+        cp "$JOB/data/ed25519-keys" "$repo/$remote.trusted-ed25519"
+        chmod 0644 "$repo/$remote.trusted-ed25519"
+        ostree --repo="$repo" config set --group="$group" \
+            verification-ed25519-file "/ostree/repo/$remote.trusted-ed25519"
+        ostree --repo="$repo" config set --group="$group" sign-verify ed25519
+        ostree --version | grep -q ed25519 || result lacks ed25519
+    fi
 fi

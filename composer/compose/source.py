@@ -1,0 +1,151 @@
+"""Where a job's commit comes from: the repo that a recipe or a manifest names, a folder or a URL.
+
+Whatever it is, a commit is first fetched into the composer's own repo and verified there; what is made of
+it is made from that.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError, RepoDamaged
+from composer.export.http import HttpExport, http_export
+from composer.repo.checked import CheckedRepo
+from composer.repo.local import Repo, open_repo, unsound
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls, Upstream, is_url
+
+# Signatures and deltas may be missing; objects may not.
+_NEEDED = re.compile(r"objects/.*\.(filez|dirtree|dirmeta|commit)$")
+
+
+_TOLD = 10
+
+
+@dataclass(frozen=True)
+class RepoSource:
+    """A repo as one job sees it: a ``folder``, or else a URL, which is fetched ``through`` an export."""
+
+    named: str
+    trust: Trust
+    checked: CheckedRepo
+    deadline: Deadline
+    folder: Repo | None
+    through: HttpExport | None
+
+    @property
+    def _url(self) -> str:
+        if self.through is not None:
+            return self.through.url
+        assert self.folder is not None
+        return f"file://{self.folder.path}"
+
+    @property
+    def known(self) -> tuple[Repo, ...]:
+        """Repos beside the composer's own that may know what a disk has."""
+        return (self.folder,) if self.folder else ()
+
+    def resolve(self, ref: str) -> str:
+        """Return the commit that a ref names now."""
+        if self.folder is not None:
+            return self.folder.resolve(ref, self.deadline)
+        return self.checked.head(self.named, self._url, ref, self.trust, self.deadline)
+
+    def fetch(self, ref: str, commit: str) -> Repo:
+        """Bring a commit into the composer's own repo, verified; errors of `CheckedRepo.fetch`."""
+        try:
+            return self.checked.fetch(self.named, self._url, ref, commit, self.trust, self.deadline)
+        except RepoDamaged as error:
+            error.detail = "\n".join(self._faults(commit)[:_TOLD]) or None
+            raise
+
+    def _faults(self, commit: str) -> list[str]:
+        """Name the objects at fault; libostree does not name all that are cut short or gone."""
+        if self.through is not None:
+            refused = self.through.served.refused
+            faults = [f"{path}: {why}" for path, why in sorted(refused.items()) if _NEEDED.match(path)]
+            return faults + unsound(self.through.root.glob("objects/*/*.filez"))
+        assert self.folder is not None
+        if not self.folder.servable:
+            return []
+        try:
+            names = self.folder.objects(commit, self.deadline)
+        except ComposerError:  # even listing it fails
+            return unsound(self.folder.path.glob("objects/*/*.filez"))
+        files = sorted(name for name in names if name.endswith(".file"))
+        return unsound(self.folder.object_path(name).with_suffix(".filez") for name in files)
+
+    def has_commit(self, commit: str) -> bool:
+        """Whether a commit can still be fetched; of a URL only trying tells."""
+        return self.folder is None or self.folder.has_commit(commit, self.deadline)
+
+    def timestamp(self, commit: str) -> int | None:
+        """Return when a commit says it was made, in seconds since the epoch; None where nobody knows it."""
+        for repo in (self.checked.of(self.named), *self.known):
+            if (repo.path / "config").exists() and (made := repo.timestamp(commit, self.deadline)):
+                return made
+        return None
+
+    @contextmanager
+    def exported(self) -> Iterator[HttpExport]:
+        """Serve it over HTTP for the block; BadInput where its mode does not allow that."""
+        if self.through is not None:
+            yield self.through
+            return
+        assert self.folder is not None
+        if not self.folder.servable:
+            raise BadInput(
+                f"the repo {self.named} has mode {self.folder.mode!r}, and over HTTP only an archive repo "
+                "can be pulled from",
+                hint="--transport delta   works with any mode",
+            )
+        with http_export(self.folder.path) as export:
+            yield export
+
+
+@contextmanager
+def opened_source(
+    named: str, folder: Path, cache: Path, trust: Trust, tls: Tls, deadline: Deadline
+) -> Iterator[RepoSource]:
+    """Open a repo for the block: a folder, relative to ``folder``, or an http(s) URL.
+
+    Raises BadInput where there is none.
+    """
+    checked = CheckedRepo(cache / "repo")
+    if not is_url(named):
+        repo = open_repo(named, folder)
+        yield RepoSource(repo.source, trust, checked, deadline, repo, None)
+        return
+    upstream = Upstream(named, tls, deadline)
+    try:
+        upstream.check()
+        with (
+            tempfile.TemporaryDirectory(prefix=".remote.", dir=cache) as place,
+            http_export(Path(place), _Filler(upstream, Path(place))) as through,
+        ):
+            yield RepoSource(upstream.url, trust, checked, deadline, None, through)
+    finally:
+        upstream.close()
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """Brings files of a remote repo to where the export looks for them."""
+
+    upstream: Upstream
+    place: Path
+
+    def __call__(self, path: str) -> None:
+        target = self.place / path
+        # An object is what its name says for all time; whoever pulls verifies it.
+        if path.startswith(("objects/", "deltas/")) and target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.upstream.download(path, target):
+            target.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""OSTree repos on the host: the one that a recipe names, and the composer's own, of checked objects."""

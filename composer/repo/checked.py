@@ -1,0 +1,145 @@
+"""The composer's own repo, in the cache: what comes from a user's repo or from a remote is pulled into it
+with every checksum verified, and signatures where a recipe names keys.
+
+Bootstrap images and delta disks are made of it alone, so a helper's own tree has been verified.  Its mode
+is bare-user: owners and the like lie in extended attributes, which takes no root, and files lie unpacked,
+so what a helper gets of it need not be inflated at an emulated CPU's pace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError, NotTrusted, RepoDamaged, ToolFailed
+from composer.repo.local import COMMIT, Repo
+from composer.repo.signatures import Trust, check_ed25519
+from composer.store.locks import locked
+
+_MODE = "bare-user"
+# What libostree 2022.7 says, by what is at fault (ostree-repo-pull.c, ostree-repo-pull-verify.c,
+# ostree-gpg-verify-result.c).
+_UNTRUSTED = re.compile(
+    r"GPG|gpg|signature|public key|[Kk]ey expired|ref binding|collection binding|no requested ref"
+)
+_DAMAGED = re.compile(
+    r"[Cc]orrupt|checksum|No such metadata object|[Nn]o such file object|Couldn't find|not found|[Ii]nvalid"
+    r"|inflat|[Ee]xpected|[Pp]arsing|File header|Need more input|too large|No such file|HTTP 404|short read"
+)
+
+
+@dataclass(frozen=True)
+class CheckedRepo:
+    """That repo; ``folder`` need not exist yet."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder / "repo"
+
+    def of(self, source: str) -> Repo:
+        """Return it as the repo in which all that was fetched of ``source`` is found."""
+        return Repo(self.path, source, _MODE)
+
+    @contextmanager
+    def _held(self, deadline: Deadline) -> Iterator[Repo]:
+        """Hold its lock, and have it made: two pulls at once would write the same objects."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = self.folder / ".lock"
+        with locked(lock, purpose="fetching a commit", what="the composer's own repo", wait=deadline):
+            repo = self.of("the composer's own repo")
+            if not (self.path / "config").exists():
+                self.path.mkdir(exist_ok=True)
+                try:
+                    repo.ostree("init", f"--mode={_MODE}", deadline=deadline)
+                except ToolFailed as error:
+                    raise BadInput(
+                        f"no OSTree repo can be made in {self.folder}: {error.message}",
+                        hint="export COMPOSER_CACHE=FOLDER   on a file system with extended attributes",
+                    ) from error
+            yield repo
+
+    def head(self, source: str, url: str, ref: str, trust: Trust, deadline: Deadline) -> str:
+        """Return the commit that ``ref`` names at ``url``, fetched and proven as far as its metadata goes."""
+        with self._held(deadline) as repo:
+            remote = _remote(repo, source, trust, deadline)
+            try:
+                _pull(repo, remote, url, source, ref, ("--commit-metadata-only",), deadline)
+            except RepoDamaged as error:
+                if "HTTP 404" not in error.message or COMMIT.match(ref):
+                    raise
+                raise BadInput(
+                    f"the repo {source} has no ref {ref!r}", hint=f"curl -f {source}/refs/heads/{ref}"
+                ) from error
+            commit = ref if COMMIT.match(ref) else repo.resolve(f"{remote}:{ref}", deadline)
+            _prove(repo, commit, trust, deadline)
+            return commit
+
+    def fetch(self, source: str, url: str, ref: str, commit: str, trust: Trust, deadline: Deadline) -> Repo:
+        """Bring a commit in whole; return the repo that has it.
+
+        Only what is missing moves.  Raises NotTrusted where a signature or the binding to the ref is not as
+        it must be, RepoDamaged, with the object's name, where the source is.
+        """
+        with self._held(deadline) as repo:
+            remote = _remote(repo, source, trust, deadline)
+            wanted = commit if COMMIT.match(ref) else f"{ref}@{commit}"
+            _pull(repo, remote, url, source, wanted, (), deadline)
+            _prove(repo, commit, trust, deadline)
+        return self.of(source)
+
+
+def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:
+    if trust.ed25519:
+        check_ed25519(repo, commit, trust.ed25519, deadline)
+
+
+def _remote(repo: Repo, source: str, trust: Trust, deadline: Deadline) -> str:
+    """Have a remote for a source as it is trusted by one recipe; what others trust is another remote."""
+    name = f"c-{hashlib.sha256(f'{source} {trust.digest}'.encode()).hexdigest()[:24]}"
+    if name in repo.ostree("remote", "list", deadline=deadline).split():
+        return name
+    # The address is given anew with each pull.
+    with tempfile.TemporaryDirectory() as folder:
+        # Not --no-sign-verify: libostree 2022.7 takes that for --no-gpg-verify as well.
+        options = ["--set=gpg-verify=true"] if trust.gpg else ["--no-gpg-verify"]
+        for number, key in enumerate(trust.gpg):
+            path = Path(folder) / str(number)
+            path.write_bytes(key)
+            options.append(f"--gpg-import={path}")
+        try:
+            repo.ostree("remote", "add", *options, name, "file:///", deadline=deadline)
+        except ToolFailed as error:
+            raise BadInput(f"the recipe's GPG keys cannot be used: {error.message}") from error
+    return name
+
+
+def _pull(
+    repo: Repo, remote: str, url: str, source: str, wanted: str, options: tuple[str, ...], deadline: Deadline
+) -> None:
+    try:
+        repo.ostree("pull", "--untrusted", *options, f"--url={url}", remote, wanted, deadline=deadline)
+    except ToolFailed as error:
+        raise _explained(error, source, wanted) from error
+
+
+def _explained(error: ToolFailed, source: str, wanted: str) -> ComposerError:
+    said = error.stderr.strip().splitlines()
+    reason = said[-1].removeprefix("error: ") if said else error.message
+    what = wanted.rpartition("@")[2][:12] if "@" in wanted else wanted
+    if _UNTRUSTED.search(reason):
+        return NotTrusted(f"commit {what} of {source} is not trusted: {reason}")
+    if _DAMAGED.search(reason):
+        return RepoDamaged(
+            f"the repo {source} is damaged: {reason}",
+            hint=f"ostree --repo={source} fsck --all   names all that is",
+        )
+    return ComposerError(f"{what} cannot be fetched from {source}: {reason}")

@@ -1,0 +1,67 @@
+"""What a commit must prove before anything is made of it: signatures by the keys that a recipe names.
+
+It is checked on the host.  The helper that pulls a commit is as a rule made of that very commit, so a forged
+one could bring a forged ostree along, which finds everything in order.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from composer.deadline import Deadline
+from composer.errors import NotTrusted, ToolFailed
+from composer.repo.local import Repo
+
+# ostree-sign-ed25519.c: detached metadata, an array of signatures over the commit object's bytes.
+_KEY = "ostree.sign.ed25519"
+_SIGNATURE = re.compile(r"\[(?:byte )?((?:0x[0-9a-f]{2}(?:, )?){64})\]")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The keys of which one of each kind must have signed; kinds without keys are not asked for.
+
+    ``gpg`` are keyrings as `gpg --export` writes them, ``ed25519`` base64 of 32 bytes each.
+    """
+
+    gpg: tuple[bytes, ...] = ()
+    ed25519: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """What tells one set of keys from another."""
+        whole = hashlib.sha256()
+        for key in (*self.gpg, b"", *(key.encode() for key in self.ed25519)):
+            whole.update(hashlib.sha256(key).digest())
+        return whole.hexdigest()
+
+
+def check_ed25519(repo: Repo, commit: str, keys: Iterable[str], deadline: Deadline) -> None:
+    """Raise NotTrusted where no signature of a commit in ``repo`` is by one of the keys.
+
+    Our own check: Debian 12's ostree is built without libsodium and knows no ed25519.
+    """
+    try:
+        said = repo.ostree("show", f"--print-detached-metadata-key={_KEY}", commit, deadline=deadline)
+    except ToolFailed as error:
+        raise NotTrusted(
+            f"commit {commit[:12]} has no ed25519 signature, and the recipe names keys"
+        ) from error
+    signed = repo.object_path(f"{commit}.commit").read_bytes()
+    # GVariant's text form also has b'...' for bytes that end with a zero; ostree prints arrays of numbers.
+    for numbers in _SIGNATURE.findall(said):
+        signature = bytes(int(number, 16) for number in numbers.split(", "))
+        for key in keys:
+            try:
+                Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
+            except InvalidSignature:
+                continue
+            return
+    raise NotTrusted(f"no ed25519 signature of commit {commit[:12]} is by a key that the recipe names")

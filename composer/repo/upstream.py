@@ -1,0 +1,149 @@
+"""A repo on a web server, by requests: one session kept alive, retries, resumed downloads, client
+certificates, and the proxy variables of the environment (http_proxy, https_proxy, no_proxy)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError
+from composer.repo.local import mode_of
+
+_ANSWER_SECONDS = 30.0
+_RETRIES = 5
+_RESUMES = 5
+_CHUNK = 2**18
+_LARGEST_TEXT = 2**20
+_CONNECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How to prove who we are, and whom to believe: PEM files; ``ca`` None means the system's own."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+
+def is_url(source: str) -> bool:
+    """Whether a repo is named by its URL rather than by its folder."""
+    return source.startswith(("http://", "https://"))
+
+
+class Upstream:
+    """A remote repo; close it with `close`.  Many threads may ask at once."""
+
+    def __init__(self, url: str, tls: Tls, deadline: Deadline) -> None:
+        self.url = url.rstrip("/")
+        self._deadline = deadline
+        self._session = requests.Session()
+        # 5xx and 429: a mirror that is busy now will serve in a moment.
+        retry = Retry(
+            total=_RETRIES,
+            backoff_factor=0.3,
+            status_forcelist=(429, 500, 502, 503, 504),
+            raise_on_status=False,
+        )
+        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=_CONNECTIONS)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+        if tls.certificate is not None:
+            pair = (str(tls.certificate), str(tls.key)) if tls.key else str(tls.certificate)
+            self._session.cert = pair
+        if tls.ca is not None:
+            self._session.verify = str(tls.ca)
+
+    def close(self) -> None:
+        """End its connections."""
+        self._session.close()
+
+    def check(self) -> None:
+        """Raise BadInput where nothing answers there, or what answers is no repo."""
+        config = self.text("config")
+        if config is None:
+            raise BadInput(
+                f"{self.url} is no OSTree repo: it has no file 'config'", hint=f"curl -f {self.url}/config"
+            )
+        mode_of(config, self.url)
+
+    def text(self, path: str) -> str | None:
+        """Return a small file, or None where the server has none; BadInput where it cannot be reached."""
+        try:
+            with self._get(path, {}) as answer:
+                if answer.status_code in (404, 410):
+                    return None
+                self._check_status(answer, path)
+                return answer.raw.read(_LARGEST_TEXT, decode_content=True).decode("utf-8", "replace")
+        except (requests.RequestException, OSError) as error:
+            raise BadInput(f"the repo {self.url} cannot be reached: {_cause(error)}") from error
+
+    def download(self, path: str, target: Path) -> bool:
+        """Bring a file to ``target``; False where the server has none.
+
+        What a broken connection left is gone on with.  Raises ComposerError where that does not help.
+        """
+        # Threads may want the same object at once; each writes its own, and the last rename wins.
+        part = target.with_name(f"{target.name}.{threading.get_ident()}.part")
+        try:
+            for attempt in range(_RESUMES):
+                try:
+                    if not self._append(path, part):
+                        return False
+                except (requests.RequestException, OSError) as error:
+                    if attempt == _RESUMES - 1 or self._deadline.expired:
+                        raise ComposerError(f"{self.url}/{path} breaks off: {_cause(error)}") from error
+                else:
+                    part.replace(target)
+                    return True
+            raise AssertionError("the last attempt returns or raises")
+        finally:
+            with suppress(FileNotFoundError):
+                part.unlink()
+
+    def _append(self, path: str, part: Path) -> bool:
+        """Get the rest of a file; errors of requests where that breaks off."""
+        have = part.stat().st_size if part.exists() else 0
+        # identity: offsets are those of the file, not of what a server packs for the way.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with self._get(path, headers) as answer:
+            if answer.status_code in (404, 410):
+                return False
+            if answer.status_code == 416:  # there is no rest, or it is another file by now
+                part.unlink()
+                raise OSError("the server's file changed meanwhile")
+            self._check_status(answer, path)
+            resumed = answer.status_code == 206
+            with part.open("ab" if resumed else "wb") as file:
+                wanted = int(answer.headers.get("Content-Length", -1))
+                got = 0
+                for chunk in answer.iter_content(_CHUNK):
+                    file.write(chunk)
+                    got += len(chunk)
+                    self._deadline.check(f"{self.url}/{path}")
+            if wanted >= 0 and got < wanted:
+                raise OSError(f"{got} of {wanted} bytes came")
+        return True
+
+    def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
+        seconds = min(_ANSWER_SECONDS, self._deadline.left() + 1)
+        return self._session.get(f"{self.url}/{path}", headers=dict(headers), timeout=seconds, stream=True)
+
+    def _check_status(self, answer: requests.Response, path: str) -> None:
+        if not answer.ok:
+            raise ComposerError(f"{self.url}/{path}: the server answers {answer.status_code} {answer.reason}")
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost reason of a requests error, which wraps several."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error)[:200]

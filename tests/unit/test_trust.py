@@ -1,0 +1,154 @@
+"""What a commit must prove before anything is made of it: signatures, its ref, sound objects."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from composer.compose.source import opened_source
+from composer.deadline import Deadline
+from composer.errors import NotTrusted, RepoDamaged
+from composer.export.http import http_export
+from composer.repo.checked import CheckedRepo
+from composer.repo.local import Repo, open_repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls
+from tests.signing import Gpg, sign_ed25519
+
+REF = "os/good"
+
+
+@pytest.fixture(scope="module")
+def gpg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpg]:
+    made = Gpg(tmp_path_factory.mktemp("keys") / "gpg").make()
+    yield made
+    made.end()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A repo that may be anything, and the composer's own."""
+
+    repo: Repo
+    checked: CheckedRepo
+    commit: str
+    deadline: Deadline
+
+    def fetch(self, trust: Trust, ref: str = REF) -> Repo:
+        url = f"file://{self.repo.path}"
+        return self.checked.fetch(self.repo.source, url, ref, self.commit, trust, self.deadline)
+
+    def file(self, suffix: str) -> Path:
+        """Some object of the commit, always the same."""
+        if suffix == "commit":
+            return self.repo.object_path(f"{self.commit}.commit")
+        kind = "file" if suffix == "filez" else suffix
+        names = self.repo.objects(self.commit, self.deadline)
+        name = min(name for name in names if name.endswith(f".{kind}"))
+        return self.repo.object_path(name).with_suffix(f".{suffix}")
+
+
+@pytest.fixture
+def scene(tiny_repo: Path, tmp_path: Path, deadline: Deadline) -> Scene:
+    shutil.copytree(tiny_repo, tmp_path / "a repo", symlinks=True)
+    repo = open_repo("a repo", tmp_path)
+    return Scene(repo, CheckedRepo(tmp_path / "repo"), repo.resolve(REF, deadline), deadline)
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def test_without_keys_checksums_are_enough(scene: Scene) -> None:
+    own = scene.fetch(Trust())
+    assert own.tree(scene.commit, scene.deadline) == scene.repo.tree(scene.commit, scene.deadline)
+    assert own.mode == "bare-user"
+
+
+def test_gpg(scene: Scene, gpg: Gpg, tmp_path: Path) -> None:
+    trust = Trust(gpg=(gpg.public(),))
+    with pytest.raises(NotTrusted, match=r"is not trusted: .*no signatures found"):
+        scene.fetch(trust)
+    other = Gpg(tmp_path / "other").make()
+    other.sign(scene.repo.path, scene.commit)
+    other.end()
+    with pytest.raises(NotTrusted, match="is not trusted"):
+        scene.fetch(trust)
+    gpg.sign(scene.repo.path, scene.commit)
+    assert scene.fetch(trust).has_commit(scene.commit, scene.deadline)
+
+
+def test_an_expired_key_signs_nothing(scene: Scene, tmp_path: Path) -> None:
+    expired = Gpg(tmp_path / "expired", expired=True).make()
+    expired.sign(scene.repo.path, scene.commit)
+    expired.end()
+    with pytest.raises(NotTrusted, match="expired"):
+        scene.fetch(Trust(gpg=(expired.public(),)))
+
+
+def test_ed25519(scene: Scene) -> None:
+    key, another = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    trust = Trust(ed25519=(public(another), public(key)))
+    with pytest.raises(NotTrusted, match="has no ed25519 signature"):
+        scene.fetch(trust)
+    sign_ed25519(scene.repo.path, scene.commit, Ed25519PrivateKey.generate())
+    with pytest.raises(NotTrusted, match="is by a key that the recipe names"):
+        scene.fetch(trust)
+    sign_ed25519(scene.repo.path, scene.commit, key)
+    scene.fetch(trust)
+
+
+def test_what_one_recipe_trusts_another_need_not(scene: Scene, gpg: Gpg) -> None:
+    """The commit is there already, fetched without keys."""
+    scene.fetch(Trust())
+    with pytest.raises(NotTrusted):
+        scene.fetch(Trust(gpg=(gpg.public(),)))
+
+
+def test_a_commit_of_another_ref(scene: Scene) -> None:
+    refs = scene.repo.path / "refs/heads/os"
+    (refs / "other").write_text(f"{scene.commit}\n")
+    with pytest.raises(NotTrusted, match="ref binding"):
+        scene.fetch(Trust(), "os/other")
+
+
+def fetch(scene: Scene, way: str) -> None:
+    with ExitStack() as stack:
+        named = str(scene.repo.path)
+        if way == "url":
+            named = stack.enter_context(http_export(scene.repo.path)).url
+        cache = scene.checked.folder.parent
+        source = stack.enter_context(opened_source(named, cache, cache, Trust(), Tls(), scene.deadline))
+        source.fetch(REF, scene.commit)
+
+
+@pytest.mark.parametrize("suffix", ["filez", "dirtree", "dirmeta", "commit"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+@pytest.mark.parametrize("way", ["folder", "url"])
+def test_a_damaged_repo_is_refused_naming_the_object(
+    scene: Scene, suffix: str, damage: str, way: str
+) -> None:
+    file = scene.file(suffix)
+    before = file.read_bytes()
+    flipped = before[:-3] + bytes([before[-3] ^ 1]) + before[-2:]
+    after = {"flip": flipped, "cut": before[:-5], "gone": None, "empty": b""}[damage]
+    file.unlink()
+    if after is not None:
+        file.write_bytes(after)
+    name = file.parent.name + file.stem
+    with pytest.raises(RepoDamaged) as caught:
+        fetch(scene, way)
+    assert name in f"{caught.value.message} {caught.value.detail}".replace("/", "")
+    file.unlink(missing_ok=True)
+    file.write_bytes(before)
+    own = scene.fetch(Trust())
+    argv = ["ostree", f"--repo={own.path}", "fsck", "--quiet"]
+    subprocess.run(argv, check=True)
