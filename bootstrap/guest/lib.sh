@@ -11,6 +11,11 @@ param() {
     cat "$JOB/data/$1"
 }
 
+# get VARIABLE NAME: read a parameter of one line, without a program: under emulation each costs some 30 ms.
+get() {
+    IFS= read -r "${1?}" <"$JOB/data/$2" || true
+}
+
 has() {
     [ -e "$JOB/data/$1" ]
 }
@@ -33,8 +38,12 @@ json_text() {
         | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }'
 }
 
+# Without a program: under emulation each costs some 10 ms.
 uptime_ms() {
-    awk '{ printf "%d\n", $1 * 1000 }' /proc/uptime
+    read -r uptime _ </proc/uptime
+    seconds=${uptime%.*}
+    hundredths=${uptime#*.}
+    echo "$((seconds * 1000 + ${hundredths#0} * 10))"
 }
 
 # disk_with SERIAL: the device of the disk with that serial.  A disk attached to a running machine
@@ -43,10 +52,14 @@ disk_with() {
     for _ in $(seq 200); do
         for block in /sys/block/sd*; do
             [ -e "$block/device/vpd_pg80" ] || continue
-            if [ "$(tail -c +5 "$block/device/vpd_pg80" | tr -d '\000 ')" = "$1" ]; then
-                echo "/dev/${block##*/}"
-                return 0
-            fi
+            # Four bytes of header, then the serial; NUL bytes are left out by read.
+            read -r page <"$block/device/vpd_pg80" || true
+            case "$page" in
+                *"$1")
+                    echo "/dev/${block##*/}"
+                    return 0
+                    ;;
+            esac
         done
         usleep 50000
     done

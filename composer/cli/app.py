@@ -19,6 +19,7 @@ from composer.cli.gc import gc
 from composer.cli.helper import helper
 from composer.cli.inspect import inspect
 from composer.cli.recipe import recipe
+from composer.cli.repo import repo
 from composer.cli.update import update
 from composer.cli.verify import verify
 from composer.cli.vm import vm
@@ -33,7 +34,7 @@ def cli() -> None:
     """Make and update bootable OSTree disks inside a helper VM: no root, no loop mounts, incremental."""
 
 
-for _verb in (build, update, verify, inspect, recipe, bootstrap, helper, vm, gc, doctor):
+for _verb in (build, update, verify, inspect, recipe, repo, bootstrap, helper, vm, gc, doctor):
     cli.add_command(_verb)
 
 
@@ -86,7 +87,7 @@ def _from_os(error: OSError) -> ComposerError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ComposerError(
             f"no space left on the host{where}",
-            hint="composer bootstrap list   and   composer bootstrap rm KEY   free some; df -h   tells where",
+            hint="composer gc --older-than 14   frees what lay unused so long; df -h   tells where",
             disk="the disk is as it was before",
         )
     return ComposerError(f"{error.strerror or error}{where}")

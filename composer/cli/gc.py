@@ -11,13 +11,19 @@ from composer.recipe.values import show_size
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Also what was not used for so long: images, templates, delta disks, commits, logs.",
+)
 @job_options
-def gc(dry_run: bool, job: JobOptions) -> None:
+def gc(dry_run: bool, older_than: float | None, job: JobOptions) -> None:
     """Remove what no job can use any more: leftovers of killed composers, unreachable templates.
 
-    Example:  composer gc --dry-run
+    Example:  composer gc --older-than 14
     """
     with session(job) as made:
         workshop = made.workshop
-        freed = collect(workshop.folders, workshop.options, workshop.reporter, dry=dry_run)
+        freed = collect(workshop.folders, workshop.options, workshop.reporter, older_than, dry=dry_run)
     click.echo(f"{show_size(freed)} {'would be ' if dry_run else ''}freed")

@@ -89,6 +89,8 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
     run = _runs().find(name)
     if not run.qemu_pids():
         raise BadInput(f"the VM {run.name} does not run", hint="composer vm list")
+    if not (run.path / "key").exists():
+        raise BadInput(f"the VM {run.name} has no shell yet", hint=f"composer vm console {run.name}")
     text = (run.path / "key").read_text()
     private, _, public = text.rpartition("-----\n")
     keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))

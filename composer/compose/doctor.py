@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from composer import process
+from composer.compose.supply import virtiofs_obstacle
 from composer.compose.verify import find_ovmf
 from composer.deadline import Deadline
 from composer.errors import ComposerError
@@ -19,7 +20,7 @@ from composer.recipe.values import show_size
 from composer.store.folders import Folders, has_reflinks
 from composer.store.runs import Runs
 
-_TOOLS = ("ostree", "qemu-img", "sqfstar", "busybox", "zstd")
+_TOOLS = ("ostree", "qemu-img", "sqfstar", "mke2fs", "busybox", "zstd")
 _DISK_NEEDED = 4 * 2**30
 _MEMORY_NEEDED = 2 * 2**30
 _TOOL_SECONDS = 20.0
@@ -43,6 +44,7 @@ def examine(folders: Folders, connect: str) -> Iterator[Finding]:
     yield _ovmf()
     yield _room("disk space for the cache", folders.cache)
     yield _reflinks(folders.cache)
+    yield _virtiofs()
     yield _memory()
 
 
@@ -51,8 +53,9 @@ def _tool(tool: str) -> Finding:
         path = process.find_tool(tool)
         if tool == "busybox" and b"/ld-linux" in Path(path).read_bytes():
             return Finding(tool, "bad", f"{path} is not static", "apt install busybox-static")
-        flag = "-version" if tool == "sqfstar" else "--help" if tool == "busybox" else "--version"
-        said = process.run([tool, flag], deadline=Deadline.after(_TOOL_SECONDS), ok=(0, 1)).text
+        flag = {"sqfstar": "-version", "busybox": "--help", "mke2fs": "-V"}.get(tool, "--version")
+        done = process.run([tool, flag], deadline=Deadline.after(_TOOL_SECONDS), ok=(0, 1))
+        said = done.text or done.stderr.decode("utf-8", "replace")  # mke2fs says it there
     except ComposerError as error:
         return Finding(tool, "bad", error.message, error.hint)
     first = next((line.strip() for line in said.splitlines() if any(c.isdigit() for c in line)), "")
@@ -121,6 +124,13 @@ def _room(need: str, folder: Path) -> Finding:
 def _reflinks(folder: Path) -> Finding:
     how = "share blocks (reflinks)" if has_reflinks(folder) else "take room, holes aside: no reflinks here"
     return Finding("copies in the cache", "good", how)
+
+
+def _virtiofs() -> Finding:
+    obstacle = virtiofs_obstacle()
+    if obstacle is None:
+        return Finding("virtiofs", "good", "virtiofsd is there, and we are root")
+    return Finding("virtiofs", "good", f"not here: {obstacle}; the other transports do without")
 
 
 def _memory() -> Finding:

@@ -6,32 +6,46 @@ QEMU, libvirt or the host's CPU changed), and what was being made when its maker
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from composer.compose.workshop import Options
+from composer.deadline import Deadline
 from composer.errors import ComposerError
 from composer.events import Reporter
+from composer.export import delta
 from composer.helper import bootstrap, hypervisor, template
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.hypervisor import Host
 from composer.helper.lease import HelperShape, helper_domain
 from composer.recipe.values import show_size
-from composer.store.cache import Entry, key_of
+from composer.repo.checked import CheckedRepo
+from composer.store.cache import Cache, Entry, key_of
 from composer.store.folders import Folders
 from composer.store.runs import Run, Runs
 
+_PRUNE_SECONDS = 600.0
 
-def collect(folders: Folders, options: Options, reporter: Reporter, *, dry: bool = False) -> int:
+
+def collect(
+    folders: Folders, options: Options, reporter: Reporter, days: float | None = None, *, dry: bool = False
+) -> int:
     """Remove what is of no use, telling each; return the bytes that this gives back.
 
-    With ``dry`` nothing is removed.
+    That includes what was not used for so many ``days``, where they are given.  With ``dry`` nothing is
+    removed.
     """
     freed = 0
     if not dry:
         for name in Runs(folders.runs).clear_leftovers():
             reporter.note("gc", f"cleared the helper {name}, whose composer is gone")
     images, templates = bootstrap.cache_of(folders.cache), template.cache_of(folders.cache)
-    for cache in (images, templates):
+    caches = (images, templates, delta.cache_of(folders.cache))
+    if days is not None:
+        freed += _collect_old(folders.cache, caches, reporter, time.time() - days * 86400, dry=dry)
+    for cache in caches:
         for left, size in cache.leftovers(remove=not dry):
             reporter.note("gc", f"{left}: left half made, {show_size(size)}")
             freed += size
@@ -44,6 +58,27 @@ def collect(folders: Folders, options: Options, reporter: Reporter, *, dry: bool
                 freed += entry.bytes
                 if not dry:
                     templates.remove(entry.key)
+    return freed
+
+
+def _collect_old(
+    folder: Path, caches: Iterable[Cache], reporter: Reporter, before: float, *, dry: bool
+) -> int:
+    """Remove what was last used ``before`` then, in seconds since the epoch; return its bytes."""
+    freed = 0
+    for cache in caches:
+        for entry in [entry for entry in cache.entries() if entry.last_used < before]:
+            reporter.note("gc", f"{cache.kind} {entry.key}: not used for long, {show_size(entry.bytes)}")
+            freed += entry.bytes
+            if not dry:
+                cache.remove(entry.key)
+    for log in sorted((folder / "logs").glob("*")):
+        if log.stat().st_mtime < before:
+            reporter.note("gc", f"log {log.name}")
+            if not dry:
+                shutil.rmtree(log) if log.is_dir() else log.unlink()
+    if not dry:
+        CheckedRepo(folder / "repo").prune(before, Deadline.after(_PRUNE_SECONDS))
     return freed
 
 

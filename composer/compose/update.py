@@ -81,13 +81,12 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             if settled and manifest.commit == commit and unchanged:
                 return Outcome(disk, manifest, changed=False)
             repo = workshop.fetch(source, manifest.ref, commit)
-            if not overrides.allow_downgrade:
-                _check_newer(source, commit, manifest.commit)
+            newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
             check_bootable(repo.kernel_tree(commit, workshop.deadline))
             check_room(disk.parent, disk.stat().st_size, "the updated disk")
             # A disk that booted since may have dropped what its manifest names.
             have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
-            wanted = Wanted(commit, frozenset(have))
+            wanted = Wanted(commit, frozenset(have), manifest.commit if unchanged and newer else None)
             return _bring(workshop, disk, manifest, source, repo, wanted, overrides)
 
 
@@ -98,19 +97,22 @@ def source_for(workshop: Workshop, manifest: Manifest) -> AbstractContextManager
     return workshop.source(manifest.repo, Path.cwd(), trust, Tls(**files))
 
 
-def _check_newer(source: RepoSource, commit: str, deployed: str) -> None:
-    """Raise NotTrusted where a commit says that it is older than the deployed one.
+def _is_newer(source: RepoSource, commit: str, deployed: str) -> bool:
+    """Tell whether a commit is no older than the deployed one; NotTrusted where it says that it is.
 
-    Where nobody here knows the deployed one any more, the helper finds it on the disk and checks the same.
+    False where nobody here knows the deployed one any more: the helper finds it on the disk and checks that.
     """
     made, before = source.timestamp(commit), source.timestamp(deployed)
-    if made is not None and before is not None and made < before:
+    if made is None or before is None:
+        return False
+    if made < before:
         days = (before - made) / 86400
         raise NotTrusted(
             f"commit {commit[:12]} is older than {deployed[:12]}, which the disk has, by {days:.1f} days",
             hint="--allow-downgrade   if that is meant",
             disk="the disk is as it was",
         )
+    return True
 
 
 def _give_like(new: Path, disk: Path) -> None:

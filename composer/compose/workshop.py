@@ -34,6 +34,10 @@ from composer.store.runs import Run, Runs
 
 # qcow2 grows by clusters and tables; with less than this left the next write may not fit.
 _ALMOST_NOTHING = 4 * 2**20
+_NOT_CLONABLE = (
+    "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
+    "so clones of it would draw the same randomness"
+)
 
 
 @dataclass(frozen=True)
@@ -151,19 +155,20 @@ class Workshop:
         Raises TemplateUnusable where the helper's kernel does not allow clones.
         """
         if not bench.image.clonable:
-            raise TemplateUnusable(
-                "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
-                "so clones of it would draw the same randomness"
-            )
+            raise TemplateUnusable(_NOT_CLONABLE)
         domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
         inputs = inputs_of(domain, bench.image.entry.key, bench.host)
         cache = templates_of(self.folders.cache)
+        check_room(self.folders.cache, shape.memory, "a template of the helper")
         with self.reporter.phase("template", "making the template of the helper, if there is none"):
             return make_template(cache, inputs, bench.host, domain, bench.run, self.deadline)
 
     def _template(self, bench: Bench, shape: HelperShape, warming: bool) -> Template | None:
         """Return the template to clone; None, with a line that says why, where there is none."""
         if self.options.cold:
+            return None
+        if not bench.image.clonable and not warming:
+            self._cold_instead(TemplateUnusable(_NOT_CLONABLE))
             return None
         if shape.share is not None:
             self.reporter.note("template", "booting the helper from cold: it shares a folder from its start")
@@ -174,25 +179,29 @@ class Workshop:
             domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
             inputs = inputs_of(domain, bench.image.entry.key, bench.host)
             return find_template(templates_of(self.folders.cache), inputs)
-        except ComposerError as error:  # what keeps a template from being made need not keep us from booting
+        # What keeps a template from being made, or read, need not keep us from booting.
+        except (ComposerError, OSError, ValueError) as error:
             self._cold_instead(error)
             return None
 
-    def _cold_instead(self, error: ComposerError) -> None:
-        way_out = f"; {error.hint}" if error.hint else ""
-        self.reporter.warn("template", f"booting the helper from cold: {error.message}{way_out}")
+    def _cold_instead(self, error: Exception) -> None:
+        hint = error.hint if isinstance(error, ComposerError) else None
+        way_out = f"; {hint}" if hint else ""
+        self.reporter.warn("template", f"booting the helper from cold: {error}{way_out}")
 
     @contextmanager
     def _prepared(
         self, bench: Bench, shape: HelperShape, run: Run, template: Template | None
     ) -> Iterator[Wake]:
         """Yield what makes a helper when it is called: of a loaded clone, or by a cold boot without one."""
-        with ExitStack() as stack:
+        with ExitStack() as prepared:
             clone: Clone | None = None
+            # A clone that does not wake ends before another helper boots in its place.
+            of_clone = prepared.enter_context(ExitStack())
             if template is not None:
                 domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
                 try:
-                    clone = stack.enter_context(
+                    clone = of_clone.enter_context(
                         lease.loaded_clone(bench.host, domain, template, run, self.deadline)
                     )
                 except TemplateUnusable as error:
@@ -206,6 +215,7 @@ class Workshop:
                         try:
                             helper = lifetime.enter_context(clone.woken(self.deadline))
                         except TemplateUnusable as error:
+                            of_clone.close()
                             self._cold_instead(error)
                     if helper is None:
                         domain = lease.helper_domain(bench.image, bench.abilities, shape, run)
@@ -289,5 +299,5 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise BadInput(
             f"{folder} has {show_size(free)} free; {what} needs {show_size(needed)}",
-            hint="composer bootstrap list   and   composer bootstrap rm KEY   free some",
+            hint="composer gc --older-than 14   frees what was not used for so many days",
         )

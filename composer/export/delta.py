@@ -2,6 +2,10 @@
 
 As a read-only image it is the delta disk, which a helper gets attached and pulls from as from any local
 repo; as a folder it is what 9p and virtiofs share.  Neither holds anything else of the host.
+
+A pull walks the whole tree of a commit and asks the disk for each object of it, which takes an emulated
+CPU two seconds however little changed.  So where little changed, the delta disk brings the objects as
+ostree's own static delta, and no pull is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +27,10 @@ from composer.store.cache import Cache, Entry
 from composer.store.folders import copied
 
 KIND = "delta"
-_FORMAT = 1
+_FORMAT = 2
+# Beyond it, packing (xz) takes the host longer than the helper's walk through the tree takes
+# (docs/performance.md, "Transports"); in bytes of objects that changed.
+_STATIC_LIMIT = 8 * 2**20
 _IMAGE = "delta.ext4"
 # What nobody needs who only reads it once; checksums of metadata would only cost the emulated CPU.
 _FEATURES = "^has_journal,^resize_inode,^metadata_csum,^64bit"
@@ -34,10 +41,14 @@ _ATTRIBUTE_IN_INODE = 60
 
 @dataclass(frozen=True)
 class Wanted:
-    """A commit, and those that the disk has already; nothing of the latter is moved."""
+    """A commit, and those that the disk has already, of which nothing is moved.
+
+    ``current`` is the one of these that the wanted one was found to be no older than, if any.
+    """
 
     commit: str
     have: frozenset[str] = frozenset()
+    current: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +110,31 @@ def delta_disk(
     def make(folder: Path) -> dict[str, Any]:
         objects = lacking(repo, wanted, deadline, known)
         tree = folder / "tree"
-        _fill(tree, repo, objects, os.link)
+        former = _former(repo, wanted, objects, deadline)
+        if former is None:
+            _fill(tree, repo, objects, os.link)
+        else:
+            _fill(tree, repo, [name for name in objects if name.startswith(wanted.commit)], os.link)
+            _write_static(tree / "static-delta", repo, former, wanted.commit, deadline)
         pack(tree, folder / _IMAGE, deadline)
         shutil.rmtree(tree)
         return {"objects": len(objects), "commit": wanted.commit}
 
     return Delta(*cache.get(_inputs(repo, wanted), make, deadline))
+
+
+def _former(repo: Repo, wanted: Wanted, objects: list[str], deadline: Deadline) -> str | None:
+    """Return the commit to make a static delta from; None where too much changed or it is not whole here."""
+    present = [path for name in objects if (path := repo.object_path(name)).exists()]
+    if wanted.current is None or sum(path.stat().st_size for path in present) > _STATIC_LIMIT:
+        return None
+    return wanted.current if repo.is_whole(wanted.current, deadline) else None
+
+
+def _write_static(path: Path, repo: Repo, former: str, commit: str, deadline: Deadline) -> None:
+    """Write a static delta that needs nothing else; bsdiff would cost more than the bytes that it saves."""
+    argv = ["static-delta", "generate", f"--from={former}", f"--to={commit}", f"--filename={path}"]
+    repo.ostree(*argv, "--inline", "--min-fallback-size=0", "--disable-bsdiff", deadline=deadline)
 
 
 def _inputs(repo: Repo, wanted: Wanted) -> dict[str, Any]:
@@ -113,7 +143,7 @@ def _inputs(repo: Repo, wanted: Wanted) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "to": wanted.commit,
-        "from": sorted(wanted.have),
+        "from": [wanted.current, *sorted(wanted.have)],
         "signatures": hashlib.sha256(meta.read_bytes()).hexdigest() if meta.exists() else None,
     }
 

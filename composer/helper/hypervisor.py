@@ -90,7 +90,7 @@ def _bounded(call: Callable[[], _T], doing: str) -> _T:
     def ask() -> None:
         try:
             returned.append(call())
-        except libvirt.libvirtError as error:
+        except Exception as error:
             raised.append(error)
 
     asking = threading.Thread(target=ask, name="libvirt-call", daemon=True)
@@ -265,9 +265,10 @@ class LibvirtMachine:
         self._monitor("migrate-set-capabilities", {"capabilities": [capability]})
         self._monitor("getfd", {"fdname": _STATE_NAME}, [descriptor])
         self._monitor(command, {"uri": f"fd:{_STATE_NAME}"})
-        while (status := self._monitor("query-migrate", {}).get("status")) != "completed":
+        while (status := (said := self._monitor("query-migrate", {})).get("status")) != "completed":
             if status in ("failed", "cancelled"):
-                raise ComposerError(f"QEMU could not {command} the state of {self._described.name}")
+                reason = said.get("error-desc", "it gives no reason")
+                raise ComposerError(f"QEMU could not {command} the state: {reason}")
             deadline.check(f"QEMU to {command} a state")
             time.sleep(_MIGRATION_POLL_SECONDS)
 
@@ -358,20 +359,33 @@ def connected(uri: str, runs: Path, remembered: Path) -> Iterator[Host]:
     Its state goes into a folder below ``runs``, which goes with the process; what it finds out about QEMU
     is kept in ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
     """
-    _start_event_loop()
-    root = _embedded_root(runs, remembered) if uri == EMBEDDED else None
-    if root is not None:
-        uri = f"qemu:///embed?root={root}"
+    if uri == EMBEDDED:
+        root = _embedded_root(runs, remembered)
+        yield Host(_embedded(root), f"qemu:///embed?root={root}", root / "run" / "qemu")
+        return
+    connection = _opened(uri, f"virsh -c {uri} version   tells whether it answers")
     try:
-        connection = libvirt.open(uri)
+        yield Host(connection, uri, None)
+    finally:
+        with suppress(libvirt.libvirtError):
+            connection.close()
+
+
+@functools.cache
+def _embedded(root: Path) -> Any:
+    """Return the connection to this process's driver, which stays open as long as the process runs.
+
+    Each opening registers the driver anew, and libvirt has room for some twenty ("Too many drivers").
+    """
+    return _opened(f"qemu:///embed?root={root}", "apt install libvirt-daemon")
+
+
+def _opened(uri: str, hint: str) -> Any:
+    _start_event_loop()
+    try:
+        return libvirt.open(uri)
     except libvirt.libvirtError as error:
-        hint = "apt install libvirt-daemon" if root else f"virsh -c {uri} version   tells whether it answers"
         raise BadInput(
             f"libvirt does not answer at {uri}: {error.get_error_message()}",
             hint=f"{hint};   composer doctor   checks all needs",
         ) from error
-    try:
-        yield Host(connection, uri, root / "run" / "qemu" if root else None)
-    finally:
-        with suppress(libvirt.libvirtError):
-            connection.close()

@@ -32,10 +32,13 @@ from composer.store.runs import Run
 # mitigations=off: the helper runs one job of one owner, and under emulation each barrier costs.
 # panic=-1 reboots at once, which ends the domain, so that a panic is noticed without a wait.
 _ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off 8250.nr_uarts=1"
+# libvirt gives QEMU whole mebibytes, and the memory file must be as large.
+_MIB = 2**20
 # A clone answers within a second; one that has not by then never will, and a cold boot is quicker.
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 20.0}
 # A clock is as wrong as it took to set it.
 _LATE_SECONDS = 0.4
+_CLOCK_LIMIT = 10.0
 _CLOCK_SECONDS = 0.25
 _CLOCK_TRIES = 8
 _CLOCK_LOOKS = 3
@@ -73,7 +76,7 @@ def helper_domain(image: BootstrapImage, abilities: Abilities, shape: HelperShap
         emulator=abilities.emulator,
         machine=abilities.machine,
         cpu_mode=abilities.cpu_mode,
-        memory=shape.memory,
+        memory=-(-shape.memory // _MIB) * _MIB,
         cpus=shape.cpus,
         console=run.console,
         kernel=DirectKernel(image.vmlinuz, image.initramfs, _ARGUMENTS),
@@ -129,8 +132,8 @@ class Clone:
                 seed.plant(self.line, Seed("clone", self.run.name, keys), self.machine, soon)
                 late = time.monotonic() - began > _LATE_SECONDS
                 channel = stack.enter_context(shell.opened(self.line, keys, self.machine, soon))
-                if late:
-                    _set_clock(channel, soon)
+            if late:
+                _set_clock(channel, deadline.sooner(_CLOCK_LIMIT))
             yield Helper(self.machine, channel, self.run)
 
 

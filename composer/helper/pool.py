@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from composer.deadline import Deadline
-from composer.errors import ComposerError
 from composer.helper.lease import Helper
 
 # Makes a running helper of one that is prepared.
@@ -50,7 +49,7 @@ class Pool:
         self._numbers = itertools.count()
         self._awake: deque[_Awake] = deque()
         self._paused: deque[_Paused] = deque()
-        self._failed: ComposerError | None = None
+        self._failed: Exception | None = None
         self._closing = False
         self._changed = threading.Condition()
         self._filler = threading.Thread(target=self._fill, name="pool", daemon=True)
@@ -64,10 +63,11 @@ class Pool:
             self._closing = True
             self._changed.notify_all()
         self._filler.join()
-        for awake in self._awake:
-            awake.lifetime.close()
-        for paused in self._paused:
-            paused.lifetime.close()
+        with ExitStack() as ending:  # each is ended, also where another's end fails
+            for lifetime in [spare.lifetime for spare in self._awake] + [
+                spare.lifetime for spare in self._paused
+            ]:
+                ending.push(lifetime)
 
     def wait_until_full(self, deadline: Deadline) -> None:
         """Wait until all spares are there; raises what kept one from being made."""
@@ -77,14 +77,25 @@ class Pool:
     def lease(self, deadline: Deadline) -> Iterator[Helper]:
         """Yield a helper that nobody used before; it has ended when the block has.
 
-        Raises what kept one from being made; the next lease tries again.
+        Raises what kept one from being made while it waited; the next lease tries again.
         """
+        spare = self._taken(deadline)
+        while not spare.helper.machine.running():
+            # It died while it waited; the host may have been short of memory.
+            spare.lifetime.close()
+            spare = self._taken(deadline)
+        with spare.lifetime:
+            yield spare.helper
+
+    def _taken(self, deadline: Deadline) -> _Awake:
         with self._changed:
+            # What failed before anybody waited is no answer to this lease.
+            self._failed = None
+            self._changed.notify_all()
             self._wait(lambda: bool(self._awake), deadline)
             spare = self._awake.popleft()
             self._changed.notify_all()
-        with spare.lifetime:
-            yield spare.helper
+            return spare
 
     def _wait(self, done: Callable[[], bool], deadline: Deadline) -> None:
         with self._changed:
@@ -116,7 +127,7 @@ class Pool:
                     return
             try:
                 todo()
-            except ComposerError as error:
+            except Exception as error:  # whatever it is, whoever waits is to hear of it
                 self._failed = error
             with self._changed:
                 self._changed.notify_all()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from composer.deadline import Deadline
-from composer.errors import DeadlineExpired, ShellFailed
+from composer.errors import ComposerError, DeadlineExpired, ShellFailed
 from composer.helper.keys import RunKeys
 from composer.helper.shell import Alive
 
@@ -28,6 +28,8 @@ _HELLO, _GO, _WAITING, _READY = b"composer-hello\n", b"composer-go\n", b"compose
 _LONGEST = 2**17
 _LOOK_SECONDS = 0.25
 _ASK_SECONDS = 1.0
+_END_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def plant(line: socket.socket, seed: Seed, machine: Alive, deadline: Deadline) -
 
     Raises HelperDied and DeadlineExpired, as the machine ends or the deadline comes first.
     """
-    line.sendall(seed.message(time.time()))
+    _say(seed.message(time.time()), line, machine, "booting the helper")
     _wait_for(_READY, line, machine, deadline, "booting the helper")
 
 
@@ -59,7 +61,7 @@ def wait_until_waiting(line: socket.socket, machine: Alive, deadline: Deadline) 
     """Wait until a guest listens: one in mode 'template' for its next seed.  Errors as in `plant`."""
     while True:
         # Asked again and again: the guest may take the first for the rest of the session before.
-        line.sendall(_HELLO)
+        _say(_HELLO, line, machine, "waiting for the helper")
         try:
             _wait_for(_WAITING, line, machine, deadline.sooner(_ASK_SECONDS), "waiting for the helper")
         except DeadlineExpired:
@@ -71,23 +73,44 @@ def wait_until_waiting(line: socket.socket, machine: Alive, deadline: Deadline) 
 def ask_in(line: socket.socket, machine: Alive, deadline: Deadline) -> None:
     """Ask for a shell at a running guest's other port; SSH begins on it then.  Errors as in `plant`."""
     wait_until_waiting(line, machine, deadline)
-    line.sendall(_GO)
+    _say(_GO, line, machine, "asking for a shell in the helper")
+
+
+def _say(text: bytes, line: socket.socket, machine: Alive, doing: str) -> None:
+    try:
+        line.sendall(text)
+    except OSError as error:
+        raise _closed(machine, doing) from error
+
+
+def _closed(machine: Alive, doing: str) -> ComposerError:
+    """Return the error for a port that closed: its machine has ended, or will have in a moment."""
+    soon = Deadline.after(_END_SECONDS)
+    while machine.running() and not soon.expired:
+        time.sleep(_POLL_SECONDS)
+    if machine.running():
+        return ShellFailed(f"the helper's port closed while {doing}")
+    return machine.death(doing)
 
 
 def _wait_for(word: bytes, line: socket.socket, machine: Alive, deadline: Deadline, doing: str) -> None:
     said = bytearray(b"\n")
     while not said.endswith(b"\n" + word + b"\n"):
+        # Looked at in each turn: a guest that never stops talking must not keep us.
+        if deadline.expired:
+            console = machine.death(doing).detail
+            raise DeadlineExpired(f"gave up on {doing}: the guest did not answer in time", detail=console)
         readable, _, _ = select.select([line], [], [], min(_LOOK_SECONDS, deadline.left()))
         if readable:
-            # A byte at a time: what follows the line may be SSH's already.
-            got = line.recv(1)
-            if not got and not machine.running():
-                raise machine.death(doing)
-            if not got or len(said) > _LONGEST:
-                raise ShellFailed(f"the helper's port closed while {doing}")
+            try:
+                # A byte at a time: what follows the line may be SSH's already.
+                got = line.recv(1)
+            except OSError as error:  # QEMU ended with what we said still unread
+                raise _closed(machine, doing) from error
+            if not got:
+                raise _closed(machine, doing)
+            if len(said) > _LONGEST:
+                raise ShellFailed(f"the guest talks without end while {doing}")
             said += got
         elif not machine.running():
             raise machine.death(doing)
-        elif deadline.expired:
-            console = machine.death(doing).detail
-            raise DeadlineExpired(f"gave up on {doing}: the guest did not answer in time", detail=console)

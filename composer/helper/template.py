@@ -28,13 +28,14 @@ from composer.helper.machine import BOOT_SECONDS
 from composer.helper.seed import Seed
 from composer.resources import bootstrap_file
 from composer.store.cache import Cache, Entry, key_of
+from composer.store.folders import fsync_path
 from composer.store.runs import Run
 
 KIND = "template"
-_FORMAT = 1
+_FORMAT = 2
 _WAY_OUT = "composer helper warm RECIPE   makes one"
 # What tells helpers of one bootstrap image from each other: one with another is not stale.
-_SHAPE = {"memory", "devices"}
+_SHAPE = {"memory", "cpus", "devices"}
 _RAM, _STATE, _USES = "ram", "state", "uses"
 # Between the guest's word that it waits and the read that it waits in lie a few instructions.
 _SETTLE_SECONDS = 0.1
@@ -105,6 +106,13 @@ def inputs_of(domain: Domain, bootstrap: str, host: Host) -> dict[str, Any]:
         domain,
         name="",
         generation="",
+        # These have keys of their own, so that it can be told which of them changed.
+        kind="",
+        emulator="",
+        machine="",
+        cpu_mode="",
+        memory=0,
+        cpus=0,
         console=nowhere,
         disks=tuple(replace(disk, path=nowhere) for disk in domain.disks),
         channels=tuple(replace(channel, socket=nowhere) for channel in domain.channels),
@@ -121,6 +129,7 @@ def inputs_of(domain: Domain, bootstrap: str, host: Host) -> dict[str, Any]:
         "cpu": [domain.cpu_mode, _host_cpu()],
         "accelerator": domain.kind,
         "memory": domain.memory,
+        "cpus": domain.cpus,
         "devices": hashlib.sha256(domain_xml(devices).encode()).hexdigest(),
         "warm-up": hashlib.sha256(_warm_up()).hexdigest(),
     }
@@ -169,6 +178,8 @@ def make_template(
             machine.pause()
             machine.save(folder / _STATE, soon)
         (folder / _USES).touch()
+        for file in (ram, folder / _STATE):  # a file system may set its times as late as this
+            fsync_path(file)
         return {"sealed": _seal(folder), "memory": domain.memory, "cpus": domain.cpus}
 
     template = Template(cache.get(inputs, make, deadline)[0])

@@ -9,10 +9,11 @@ so what a helper gets of it need not be inflated at an emulated CPU's pace.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,19 @@ class CheckedRepo:
             wanted = commit if COMMIT.match(ref) else f"{ref}@{commit}"
             _pull(repo, remote, url, source, wanted, (), deadline)
             _prove(repo, commit, trust, deadline)
+            with suppress(FileNotFoundError):  # its time is that of its last use
+                os.utime(self.path / "refs" / "remotes" / remote / ref)
         return self.of(source)
+
+    def prune(self, before: float, deadline: Deadline) -> None:
+        """Forget commits that no ref fetched since ``before`` names, in seconds since the epoch."""
+        if not (self.path / "config").exists():
+            return
+        with self._held(deadline) as repo:
+            for ref in (self.path / "refs" / "remotes").rglob("*"):
+                if ref.is_file() and ref.stat().st_mtime < before:
+                    ref.unlink()
+            repo.ostree("prune", "--refs-only", deadline=deadline)
 
 
 def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:

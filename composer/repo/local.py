@@ -95,6 +95,11 @@ class Repo:
             return False
         return True
 
+    def is_whole(self, commit: str, deadline: Deadline) -> bool:
+        """Whether the repo holds all of a commit, not just what it says of itself."""
+        partial = self.path / "state" / f"{commit}.commitpartial"
+        return not partial.exists() and self.has_commit(commit, deadline)
+
     def timestamp(self, commit: str, deadline: Deadline) -> int | None:
         """Return when a commit says that it was made, in seconds since the epoch; None without the commit."""
         try:

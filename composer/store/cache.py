@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,21 @@ class Entry:
     @property
     def bytes(self) -> int:
         """What it takes on the disk, in bytes."""
-        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+        return _size(self.path)
 
     @property
     def last_used(self) -> float:
         """When it was last asked for, in seconds since the epoch."""
         return (self.path / _INFO).stat().st_mtime
+
+
+def _size(folder: Path) -> int:
+    """Return what a folder takes, in bytes; what goes away meanwhile takes nothing."""
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += file.lstat().st_blocks * 512
+    return size
 
 
 def key_of(inputs: dict[str, Any]) -> str:
@@ -69,9 +79,9 @@ class Cache:
         path = self._home / key
         try:
             info = json.loads((path / _INFO).read_text())
-        except FileNotFoundError:
+            os.utime(path / _INFO)
+        except FileNotFoundError:  # never made, or removed meanwhile
             return None
-        os.utime(path / _INFO)
         return Entry(path, key, info)
 
     def get(
@@ -131,7 +141,7 @@ class Cache:
         for left in sorted(self._home.glob(".*.new")):
             lock = self._home / f".{left.name.split('.')[1]}.lock"
             if not is_locked(lock):
-                yield left, sum(file.stat().st_blocks * 512 for file in left.iterdir())
+                yield left, _size(left)
                 if remove:
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -144,5 +154,5 @@ class Cache:
         # Renamed first: a folder being removed must not be found as an entry.
         doomed = found[0].path.with_name(f".{found[0].key}.gone.new")
         found[0].path.rename(doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)  # a sweep beside us may be faster
         return found[0]

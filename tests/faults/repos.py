@@ -282,7 +282,8 @@ def _meta(repo: Path, commit: str) -> Path:
 
 _PIECES = (
     "..", ".", "", "%2e%2e", "..%2f", "%2f", "%5c", "\\", "..;", "%00", "\x01", "refs", "heads",
-    "plain", "linked", "linked-folder", "inner", "fifo", "objects", "config", "summary", "extra", "~", "*", "?", "#",
+    "plain", "linked", "linked-folder", "inner", "fifo", "objects", "config", "summary", "extra", "~", "*",
+    "?", "#",
     "%c0%ae%c0%ae", "\xff", "a" * 3000, "etc", "passwd", "state", "tmp", "deltas", "00", "os",
 )  # fmt: skip
 _METHODS = ("GET", "GET", "GET", "HEAD", "get", "POST", "TRACE", "OPTIONS", "CONNECT", "\x00", "G" * 70000)

@@ -64,6 +64,7 @@ def changes() -> dict[str, dict[str, Any]]:
         "qemu": inputs(domain(), FakeHost(qemu="8.0.0")),
         "libvirt": inputs(domain(), FakeHost(libvirt=9_000_001)),
         "machine": inputs(domain(abilities=replace(TCG, machine="pc-q35-8.0"))),
+        "emulator": inputs(domain(abilities=replace(TCG, emulator="/opt/qemu"))),
         "cpu": inputs(domain(abilities=replace(TCG, cpu_mode="host-passthrough"))),
         "accelerator": inputs(domain(abilities=replace(TCG, kind="kvm"))),
         "memory": inputs(domain(HelperShape(2**29, 2))),
@@ -128,8 +129,9 @@ def test_a_missing_and_a_stale_one_are_told_apart(cache: Cache, deadline: Deadli
     made(cache, deadline, devices="of a helper with a shared folder")
     with pytest.raises(TemplateUnusable, match="no template of it yet"):
         find_template(cache, inputs(domain()))
-    made(cache, deadline, qemu="6.2.0")
-    with pytest.raises(TemplateUnusable, match="made with another qemu"):
+    former = inputs(domain(abilities=replace(TCG, machine="pc-q35-8.0")), FakeHost(qemu="8.0.0"))
+    made(cache, deadline, **former)
+    with pytest.raises(TemplateUnusable, match="made with another machine, qemu"):
         find_template(cache, inputs(domain()))
 
 
@@ -221,6 +223,20 @@ def test_a_guest_that_ends_dies_hangs_or_babbles(deadline: Deadline) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(DeadlineExpired):
         seed.plant(ours, SEED, FakeMachine(), Deadline.after(0.3))
+
+
+def test_a_guest_that_ends_with_its_seed_unread(deadline: Deadline) -> None:
+    """The socket is reset then, not just closed."""
+    machine = FakeMachine()
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"unread")
+        ended = threading.Timer(0.2, lambda: setattr(machine, "_runs", False))
+        ended.start()
+        theirs.close()
+        with pytest.raises(HelperDied):
+            seed.plant(ours, SEED, machine, deadline)
+        ended.join()
 
 
 def test_waiting_is_asked_for_again(deadline: Deadline) -> None:

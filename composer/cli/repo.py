@@ -1,0 +1,32 @@
+"""`composer repo deltas`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from composer.cli.options import JobOptions, job_options, session
+from composer.cli.recipe import defines_of, recipe_arguments
+from composer.compose.deltas import publish_deltas
+from composer.recipe.load import load_recipe
+
+
+@click.group()
+def repo() -> None:
+    """Work on the OSTree repo that a recipe names."""
+
+
+@repo.command("deltas")
+@recipe_arguments
+@click.option("--from", "since", metavar="COMMIT", help="The former commit or ref; its parent if left out.")
+@job_options
+def deltas(recipe: Path, define: tuple[str, ...], since: str | None, job: JobOptions) -> None:
+    """Publish a static delta to RECIPE's commit, for all who pull from its repo over HTTP.
+
+    Example:  composer repo deltas recipes/debian-bookworm.toml
+    """
+    loaded = load_recipe(recipe, defines_of(define))
+    with session(job) as made:
+        published = publish_deltas(made.workshop, loaded, since)
+    click.echo(f"delta from {published.former[:12]} to {published.commit[:12]} published")

@@ -1,0 +1,252 @@
+"""How a commit moves: the choice among transports, what a delta disk holds, what a web server may do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from composer.compose.source import opened_source
+from composer.compose.supply import obstacles
+from composer.deadline import Deadline
+from composer.errors import BadInput, ComposerError
+from composer.export.choice import choose
+from composer.export.delta import Wanted, cache_of, delta_disk, lacking, shared_folder
+from composer.helper.bootstrap import BootstrapImage
+from composer.repo.checked import CheckedRepo
+from composer.repo.local import Repo, open_repo
+from composer.repo.signatures import Trust
+from composer.repo.upstream import Tls, Upstream
+from composer.store.cache import Entry
+
+REF = "os/good"
+
+
+def image(*modules: str) -> BootstrapImage:
+    return BootstrapImage(
+        Entry(Path("/none"), "none", {"modules": modules, "kernel": "6.1-cloud"}), fresh=False
+    )
+
+
+def test_auto_takes_the_delta_disk_and_says_why() -> None:
+    assert choose("auto", {}).transport == "delta"
+    choice = choose("auto", {"delta": "no mke2fs"})
+    assert choice.transport == "http"
+    assert "no delta: no mke2fs" in choice.why
+
+
+def test_one_that_was_asked_for_is_taken_or_refused_with_the_reason() -> None:
+    assert choose("9p", {"virtiofs": "x"}).transport == "9p"
+    with pytest.raises(BadInput, match="9p cannot work here: the kernel has none") as caught:
+        choose("9p", {"9p": "the kernel has none", "virtiofs": "x"})
+    assert "one of: delta, http" in (caught.value.hint or "")
+    with pytest.raises(BadInput, match="no transport can work"):
+        choose("auto", {"delta": "a", "http": "b"})
+
+
+def test_what_keeps_a_transport_from_working(
+    tiny_repo: Path, tmp_path: Path, deadline: Deadline, fake_tool: Callable[[str, str], Path]
+) -> None:
+    with opened_source(str(tiny_repo), tmp_path, tmp_path, Trust(), Tls(), deadline) as source:
+        found = obstacles(source, image(), "embed")
+        assert "6.1-cloud has no 9p" in found["9p"]
+        assert "has no virtiofs" in found["virtiofs"]
+        assert set(found) == {"9p", "virtiofs"}
+        found = obstacles(source, image("9pnet_virtio", "virtiofs"), "qemu:///system")
+        assert "may name another" in found["9p"]
+    subprocess.run(["ostree", f"--repo={tmp_path}/bare", "init", "--mode=bare-user"], check=True)
+    with opened_source("bare", tmp_path, tmp_path, Trust(), Tls(), deadline) as source:
+        assert "mode 'bare-user'" in obstacles(source, image(), "embed")["http"]
+
+
+def test_without_the_tool_there_is_no_delta_disk(
+    tiny_repo: Path, tmp_path: Path, deadline: Deadline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("composer.compose.supply.has_tool", lambda _: False)
+    with opened_source(str(tiny_repo), tmp_path, tmp_path, Trust(), Tls(), deadline) as source:
+        assert "apt install e2fsprogs" in obstacles(source, image(), "embed")["delta"]
+
+
+@pytest.fixture
+def own(tiny_repo: Path, tmp_path: Path, deadline: Deadline) -> tuple[Repo, str, str]:
+    """The composer's own repo with a commit and one that came after it."""
+    shutil.copytree(tiny_repo, tmp_path / "r", symlinks=True)
+    source = open_repo("r", tmp_path)
+    first = source.resolve(REF, deadline)
+    changed = tmp_path / "changed/usr/share/new"
+    changed.mkdir(parents=True)
+    (changed / "file").write_text("new")
+    argv = ["commit", "-b", REF, f"--tree=ref={first}", f"--tree=dir={tmp_path}/changed", "--owner-uid=0"]
+    second = source.ostree(*argv, "--owner-gid=0", deadline=deadline).strip()
+    checked = CheckedRepo(tmp_path / "cache/repo")
+    (tmp_path / "cache").mkdir()
+    for commit in (first, second):
+        checked.fetch(source.source, f"file://{source.path}", REF, commit, Trust(), deadline)
+    return checked.of(""), first, second
+
+
+def inside(disk: Path, path: str) -> bytes:
+    """Read a file of an ext4 image, without mounting it."""
+    return subprocess.run(["debugfs", "-R", f"cat {path}", disk], check=True, capture_output=True).stdout
+
+
+def test_only_what_is_missing_is_in_a_delta(
+    own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline
+) -> None:
+    repo, first, second = own
+    everything = lacking(repo, Wanted(second), deadline)
+    missing = lacking(repo, Wanted(second, frozenset({first})), deadline)
+    # The file, its new folder, /usr/share, /usr, the root, the commit.
+    assert [name.partition(".")[2] for name in missing].count("file") == 1
+    assert len(missing) == 6 < len(everything)
+    # A commit that nobody knows is one that the disk does not have.
+    assert lacking(repo, Wanted(second, frozenset({"0" * 64})), deadline) == everything
+
+
+def test_a_delta_disk(own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline) -> None:
+    repo, first, second = own
+    cache = cache_of(tmp_path / "cache")
+    plain = delta_disk(cache, repo, Wanted(second, frozenset({first})), deadline)
+    assert plain.fresh
+    assert plain.objects == 6
+    assert b"mode=bare-user" in inside(plain.image, "/config")
+    assert inside(plain.image, "/static-delta") == b""
+    again = delta_disk(cache, repo, Wanted(second, frozenset({first})), deadline)
+    assert not again.fresh
+    static = delta_disk(cache, repo, Wanted(second, frozenset({first}), first), deadline)
+    assert static.fresh
+    assert len(inside(static.image, "/static-delta")) > 100
+    subprocess.run(["e2fsck", "-fn", static.image], check=True, capture_output=True)
+    whole = delta_disk(cache, repo, Wanted(second), deadline)
+    assert whole.objects > 6
+
+
+def test_a_static_delta_wants_its_base_whole(
+    own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline
+) -> None:
+    repo, _, second = own
+    unknown = "0" * 64
+    made = delta_disk(
+        cache_of(tmp_path / "cache"), repo, Wanted(second, frozenset({unknown}), unknown), deadline
+    )
+    assert inside(made.image, "/static-delta") == b""
+
+
+def test_a_shared_folder_is_a_repo_of_copies(
+    own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline
+) -> None:
+    repo, first, second = own
+    wanted = Wanted(second, frozenset({first}))
+    with shared_folder(tmp_path, repo, wanted, deadline) as folder:
+        for path in (folder / "objects").rglob("*.file"):
+            original = repo.path / path.relative_to(folder)
+            assert path.stat().st_ino != original.stat().st_ino
+            assert os.getxattr(path, "user.ostreemeta") == os.getxattr(original, "user.ostreemeta")
+    assert not folder.exists()
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Breaks off in the middle, is busy at times, and resumes where it is asked to."""
+
+    content = os.urandom(300_000)
+    breaks = 2
+    busy = 1
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        if cls.busy:
+            cls.busy -= 1
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        rest = self.content[begin:]
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        if cls.breaks:
+            cls.breaks -= 1
+            self.wfile.write(rest[: len(rest) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(rest)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_is_retried_and_resumed(tmp_path: Path, deadline: Deadline) -> None:
+    Moody.breaks, Moody.busy = 2, 1
+    with served(Moody) as url:
+        upstream = Upstream(url, Tls(), deadline)
+        assert upstream.download("objects/x", tmp_path / "x")
+        upstream.close()
+    assert (tmp_path / "x").read_bytes() == Moody.content
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_one_that_breaks_off_each_time_fails_and_leaves_nothing(tmp_path: Path, deadline: Deadline) -> None:
+    Moody.breaks, Moody.busy = 1000, 0
+    with served(Moody) as url, pytest.raises(ComposerError, match="breaks off"):
+        Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_proxy_of_the_environment_is_used(
+    tmp_path: Path, deadline: Deadline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Moody.breaks, Moody.busy = 0, 0
+    with served(Moody) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert Upstream("http://repo.example.org/r", Tls(), deadline).download("objects/x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == Moody.content
+
+
+RECIPE = """
+name = "x"
+[ostree]
+repo = "r"
+ref = "os/good"
+"""
+
+
+def test_repo_deltas(own: tuple[Repo, str, str], tmp_path: Path, composer: Callable[..., Any]) -> None:
+    _, first, second = own
+    (tmp_path / "r.toml").write_text(RECIPE)
+    ran = composer("repo", "deltas", tmp_path / "r.toml", "--from", first)
+    assert ran.returncode == 0, ran.stderr
+    assert f"delta from {first[:12]} to {second[:12]} published" in ran.stdout
+    listed = subprocess.run(
+        ["ostree", f"--repo={tmp_path}/r", "static-delta", "list"], check=True, capture_output=True, text=True
+    )
+    assert f"{first}-{second}" in listed.stdout
+    assert (tmp_path / "r/summary").exists()
+    ran = composer("repo", "deltas", tmp_path / "r.toml")
+    assert ran.returncode == 0, "the parent is the former commit"
+    ran = composer("repo", "deltas", tmp_path / "r.toml", "--from", "os/none")
+    assert ran.returncode == 2
+    assert "no former commit" in ran.stderr
+    (tmp_path / "r/summary.sig").write_text("signed")
+    ran = composer("repo", "deltas", tmp_path / "r.toml", "--from", first)
+    assert ran.returncode == 2
+    assert "is signed" in ran.stderr
