@@ -47,7 +47,7 @@ class BootstrapImage:
 
     @property
     def initramfs(self) -> Path:
-        """The initramfs, to which the keys of a run are appended."""
+        """The initramfs, our own."""
         return self.entry.path / _INITRAMFS
 
     @property

@@ -1,7 +1,7 @@
 """The helper's own initramfs: busybox, the shipped /init, and a few modules of the tree's kernel.
 
 Written as a cpio archive of the kernel's "newc" form (Documentation/driver-api/early-userspace/
-buffer-format.rst); archives may follow one another, which is how the keys of a run are added.
+buffer-format.rst).
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def build_initramfs(
     read_module: Callable[[str], bytes],
     unzstd: Callable[[bytes], bytes],
 ) -> bytes:
-    """Return the initramfs of a tree's kernel; the keys of a run are still missing from it."""
+    """Return the initramfs of a tree's kernel; no secret is in it."""
     archive = Cpio()
     for folder in ("dev", "proc", "sys", "run", "etc"):
         archive.folder(folder)

@@ -63,7 +63,7 @@ def kvm_verdict(
     """Return whether a guest runs on KVM; asked of the machine once, then of the cache.
 
     A refusal is asked for again after a day: load, or another tenant, may have been its cause.
-    ``afresh`` asks now.  ``scratch`` is a folder for the probe's console and initramfs.
+    ``afresh`` asks now.  ``scratch`` is a folder for the probe's console.
     """
     reason = _cannot_open()
     if reason:

@@ -1,8 +1,8 @@
 """The folders of running jobs: one per composer, under the lock of its owner.
 
 All that a job needs while it runs (libvirt's state, sockets, keys, the console's log) lies in its
-folder.  A folder whose lock is free is a leftover: its VM is ended, by the pid that QEMU wrote and
-only where that process names the folder in its arguments, and the folder is removed.
+folder.  A folder whose lock is free is a leftover: its VMs are ended, which are our QEMU
+processes whose guest has the run's name, and the folder is removed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""`composer gc --older-than`: what lay unused goes, what was used stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from composer.compose.gc import collect
+from composer.compose.workshop import Options
+from composer.deadline import Deadline
+from composer.events import Reporter, Tape
+from composer.export import delta
+from composer.helper import bootstrap
+from composer.repo.checked import CheckedRepo
+from composer.repo.local import open_repo
+from composer.repo.signatures import Trust
+from composer.store.folders import Folders
+
+_DAY = 86400
+
+
+def test_what_lay_unused_goes(tiny_repo: Path, places: Path, tmp_path: Path, deadline: Deadline) -> None:
+    folders = Folders.of(os.environ)
+    entries = {}
+    for cache in (bootstrap.cache_of(folders.cache), delta.cache_of(folders.cache)):
+        for name in ("old", "new"):
+            entry, _ = cache.get({"x": name}, lambda _: {}, deadline)
+            entries[cache.kind, name] = entry.path
+            if name == "old":
+                long_ago = time.time() - 20 * _DAY
+                os.utime(entry.path / "info.json", (long_ago, long_ago))
+    source = open_repo(str(tiny_repo), tmp_path)
+    checked = CheckedRepo(folders.cache / "repo")
+    for ref in ("os/good", "os/no-kernel"):
+        checked.fetch("x", f"file://{tiny_repo}", ref, source.resolve(ref, deadline), Trust(), deadline)
+    (old,) = checked.path.glob("refs/remotes/*/os/good")
+    os.utime(old, (0, 0))
+    log = folders.cache / "logs" / "old.log"
+    log.parent.mkdir()
+    log.touch()
+    os.utime(log, (0, 0))
+
+    def run(*, dry: bool) -> None:
+        collect(folders, Options(), Reporter(Tape()), 14, dry=dry)
+
+    run(dry=True)
+    assert all(path.exists() for path in entries.values())
+    assert log.exists()
+    run(dry=False)
+    assert {key for key, path in entries.items() if path.exists()} == {("bootstrap", "new"), ("delta", "new")}
+    assert not log.exists()
+    own = checked.of("x")
+    assert not own.has_commit(source.resolve("os/good", deadline), deadline)
+    assert own.has_commit(source.resolve("os/no-kernel", deadline), deadline)
