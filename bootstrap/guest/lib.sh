@@ -4,6 +4,7 @@
 SYSROOT=/run/composer/sysroot
 export OSTREE_SYSROOT="$SYSROOT"
 # Where the mount-* steps put the repo that the host offers.
+# shellcheck disable=SC2034  # the steps use it
 EXPORT=/run/composer/export
 
 # param NAME: the value of a parameter, as it was given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import stat
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from composer.repo.commit import MODULES, Listed, Tree, parse_listing, parse_obj
 
 COMMIT = re.compile(r"^[0-9a-f]{64}$")
 # The sixth of a commit's eight fields (ostree-core.h, OSTREE_COMMIT_GVARIANT_STRING), found from the end:
-# what comes before it is free text.
-_TIMESTAMP = re.compile(r", uint64 (\d+), \[byte [^]]*\], \[byte [^]]*\]\)\s*$")
+# the line: what comes before it is free text, without newlines.  Signatures are told in lines after it.
+_TIMESTAMP = re.compile(r", uint64 (\d+), \[byte [^]]*\], \[byte [^]]*\]\)$", re.MULTILINE)
 # A header has at least its fixed fields.
 _SMALLEST = 32
 _ARCHIVE = ("archive", "archive-z2")
@@ -141,7 +142,9 @@ def unsound(files: Iterable[Path]) -> list[str]:
         except zlib.error:
             found.append(f"{name}: damaged")
         else:
-            if len(data) < _SMALLEST or (packed and not inflate.eof):
+            # After the length of the header, and of the content, come uid, gid and mode.
+            regular = stat.S_ISREG(int.from_bytes(data[24:28], "big"))
+            if len(data) < _SMALLEST or (regular and not inflate.eof):
                 found.append(f"{name}: cut short")
     return found
 

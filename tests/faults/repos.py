@@ -97,6 +97,7 @@ class _Small:
 _FRESH_SYSROOT = """
 set -e
 rm -rf /run/composer/sysroot
+mkdir /run/composer/sysroot
 ostree admin init-fs --modern /run/composer/sysroot
 """
 
@@ -129,7 +130,7 @@ def _host_refuses(small: _Small, chance: random.Random) -> None:
         shutil.copy(small.sound / file.relative_to(damaged), file)
         _host_gate(small, damaged, cache)
         own = CheckedRepo(cache / "repo").path
-        subprocess.run(["ostree", f"--repo={own}", "fsck", "--quiet"], check=True)
+        subprocess.run(["ostree", f"--repo={own}", "fsck"], check=True, capture_output=True)
 
 
 def _guest_pulls(small: _Small, transport: str, where: bytes) -> None:

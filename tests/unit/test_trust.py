@@ -86,6 +86,14 @@ def test_gpg(scene: Scene, gpg: Gpg, tmp_path: Path) -> None:
     assert scene.fetch(trust).has_commit(scene.commit, scene.deadline)
 
 
+def test_the_age_of_a_signed_commit_is_known_too(scene: Scene, gpg: Gpg) -> None:
+    before = scene.repo.timestamp(scene.commit, scene.deadline)
+    assert before is not None
+    gpg.sign(scene.repo.path, scene.commit)
+    assert scene.repo.timestamp(scene.commit, scene.deadline) == before
+    assert scene.repo.timestamp("0" * 64, scene.deadline) is None
+
+
 def test_an_expired_key_signs_nothing(scene: Scene, tmp_path: Path) -> None:
     expired = Gpg(tmp_path / "expired", expired=True).make()
     expired.sign(scene.repo.path, scene.commit)

@@ -23,7 +23,7 @@ from tests.vm.place import Place, Repo, ostree
 ODD = "test/odd"
 # What of a deployment its files' checksums do not cover: names, kinds, modes, owners, links.
 _TREE = r"""
-cd /run/composer/sysroot/ostree/deploy/debian/deploy/*.0/
+cd /run/composer/sysroot/ostree/deploy/debian/deploy/"$1".0/
 find . -printf '%P|%y%m %U:%G %l\0' | sort -z
 """
 
@@ -95,7 +95,7 @@ def test_every_transport_yields_the_same_deployment(place: Place, repo: Repo, fr
                 result = run_job(helper.shell, Job(names, data | where), workshop.reporter, workshop.deadline)
             assert result.one("fsck") == "clean"
             assert result.all("deployment")[0].startswith(odd)
-            answer = helper.shell.run(["sh", "-c", _TREE], deadline=workshop.deadline)
+            answer = helper.shell.run(["sh", "-ec", _TREE, "sh", odd], deadline=workshop.deadline)
             assert answer.code == 0, answer.stderr
             seen[transport] = answer.stdout
             assert 0 < supply.moved.bytes < 320 * 2**20
