@@ -30,7 +30,7 @@ KIND = "delta"
 _FORMAT = 2
 # Beyond it, packing (xz) takes the host longer than the helper's walk through the tree takes
 # (docs/performance.md, "Transports"); in bytes of objects that changed.
-_STATIC_LIMIT = 8 * 2**20
+_STATIC_LIMIT = 16 * 2**20
 _IMAGE = "delta.ext4"
 # What nobody needs who only reads it once; checksums of metadata would only cost the emulated CPU.
 _FEATURES = "^has_journal,^resize_inode,^metadata_csum,^64bit"

@@ -25,6 +25,8 @@ CASES: dict[str, Callable[[int], Measured]] = {
     "transports": transports,
 }
 
+_ROUNDS = {"transports": 2}
+
 
 def machine() -> str:
     """Say what was measured on."""
@@ -37,9 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(CASES), nargs="?", default="helper-ready")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="samples of each label; less where a sample takes minutes")
     given = parser.parse_args()
-    measured = CASES[given.case](given.rounds)
+    measured = CASES[given.case](given.rounds or _ROUNDS.get(given.case, 5))
     said = {
         "case": given.case,
         "machine": machine(),

@@ -207,7 +207,7 @@ def transports(rounds: int) -> Measured:
                 for way in ways:
                     target = _overlay(scene, base.path)
                     around = (("mount-sysroot",), ())
-                    seconds, moved = _pull(scene, way, target, ref, Wanted(commit, have), around)
+                    seconds, moved = _pull(scene, way, target, ref, Wanted(commit, have, scene.first), around)
                     note(f"{label}/{way}", seconds)
                     figures[f"bytes {label}/{way}"] = moved
         for label, (_, commit) in scene.commits.items():
@@ -217,7 +217,7 @@ def transports(rounds: int) -> Measured:
             figures[f"bytes {label}/{_STATIC}"] = size
         for label, wanted in (
             ("create", first),
-            *((label, Wanted(commit, have)) for label, (_, commit) in scene.commits.items()),
+            *((label, Wanted(commit, have, scene.first)) for label, (_, commit) in scene.commits.items()),
         ):
             note(f"host {label}/delta", _delta_made(scene, wanted))
     middle = {label: sorted(taken)[len(taken) // 2] for label, taken in samples.items()}
