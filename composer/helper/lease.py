@@ -6,7 +6,6 @@ memory is mapped and whose state is loaded.
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 import socket
@@ -25,8 +24,9 @@ from composer.helper.hypervisor import Host, LibvirtMachine
 from composer.helper.keys import RunKeys
 from composer.helper.machine import BOOT_SECONDS, Abilities, Machine
 from composer.helper.seed import Seed
-from composer.helper.shell import Shell
+from composer.helper.shell import Commands, Shell
 from composer.helper.template import Template
+from composer.resources import bootstrap_file
 from composer.store.runs import Run
 
 # mitigations=off: the helper runs one job of one owner, and under emulation each barrier costs.
@@ -38,13 +38,7 @@ _MIB = 2**20
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 20.0}
 # A clock is as wrong as it took to set it.
 _LATE_SECONDS = 0.4
-_CLOCK_LIMIT = 10.0
-_CLOCK_SECONDS = 0.25
-_CLOCK_TRIES = 8
-_CLOCK_LOOKS = 3
-_CLOCK_UNSURE = 2.0
-# Fractions are for coreutils; busybox takes whole seconds.
-_SET_CLOCK = 'date -s "@$1" || date -s "@${1%.*}"'
+_CLOCK_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -132,39 +126,34 @@ class Clone:
                 seed.plant(self.line, Seed("clone", self.run.name, keys), self.machine, soon)
                 late = time.monotonic() - began > _LATE_SECONDS
                 channel = stack.enter_context(shell.opened(self.line, keys, self.machine, soon))
-            if late:
-                _set_clock(channel, deadline.sooner(_CLOCK_LIMIT))
+                if late:
+                    _set_clock(channel, deadline.sooner(_CLOCK_LIMIT))
             yield Helper(self.machine, channel, self.run)
 
 
-def _set_clock(channel: Shell, deadline: Deadline) -> None:
-    """Set a guest's clock again, on a host so busy that the seed's time was old when it was read."""
-    ahead = 0.0
-    for _ in range(_CLOCK_TRIES):
-        argv = ["/bin/sh", "-c", _SET_CLOCK, "sh", f"{time.time() + ahead:.3f}"]
-        channel.run(argv, deadline=deadline)
-        least, most = _lag(channel, deadline)
-        if least < _CLOCK_SECONDS and most > -_CLOCK_SECONDS and most - least < _CLOCK_UNSURE:
-            return
-        # It was late by as much as it took the order to arrive; the next will take about as long.
-        ahead += (least + most) / 2
+def _set_clock(channel: Commands, deadline: Deadline) -> None:
+    """Set a guest's clock again, on a host so busy that the seed's time was old when it was read.
 
-
-def _lag(channel: Shell, deadline: Deadline) -> tuple[float, float]:
-    """Return the least and the most by which a guest's clock can be behind, in seconds.
-
-    Each answer is from between the question and its arrival here; several narrow that down.
+    What a guest says takes a while to get here, never less than nothing: the quickest of several lines
+    tells when its boot was.  Raises ShellFailed where its clock cannot be set.
     """
-    least, most = -math.inf, math.inf
-    for _ in range(_CLOCK_LOOKS):
-        before = time.time()
-        said = channel.run(["date", "+%s.%N"], deadline=deadline).stdout.decode("ascii", "replace")
-        after = time.time()
-        found = re.fullmatch(r"\d{1,12}(\.\d{1,9})?", said.strip().removesuffix(".%N"))
-        if found is None:
-            raise ShellFailed(f"the helper's date says {said[:40]!r}")
-        least, most = max(least, before - float(found[0])), min(most, after - float(found[0]))
-    return least, most
+    script = bootstrap_file("guest/clock").read_bytes()
+    boots: list[float] = []
+
+    def heard(said: bytes) -> None:
+        now = time.time()
+        # Of several lines that came together the last is the newest.
+        found = re.findall(rb"(?<![0-9])([0-9]{1,12})\n", said)
+        boots.extend(now - int(uptime) / 1000 for uptime in found[-1:])
+
+    channel.run(["/bin/sh", "-s", "ticks"], stdin=script, on_stdout=heard, deadline=deadline)
+    if not boots:
+        raise ShellFailed("the helper does not tell the time since its boot")
+    argv = ["/bin/sh", "-s", "set", str(round(min(boots) * 1000))]
+    answer = channel.run(argv, stdin=script, deadline=deadline)
+    if answer.code != 0:
+        said = answer.stderr.decode("utf-8", "replace").strip()
+        raise ShellFailed("the helper's clock cannot be set", detail=said[-2000:] or None)
 
 
 @contextmanager
