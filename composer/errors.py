@@ -10,6 +10,7 @@ code and a short text; library code raises them and never prints.
     |-- ToolFailed           a host tool ended with an error
     |-- HelperDied           the helper VM ended or hung
     |-- GuestStepFailed      a step inside the helper failed
+    |-- NoSpace              the host has no room for what the job writes
     |-- ShellFailed          the channel into the helper failed
     |-- TemplateUnusable     a helper cannot be cloned; one boots from cold instead
     |-- NotTrusted           a commit is not signed as the recipe demands, or is older than what is there
@@ -29,7 +30,8 @@ class ComposerError(Exception):
     """A failure with a message for the user.
 
     ``hint`` is the way out, best a command to type; ``log`` the file that tells more; ``disk`` the
-    state of the disk, one sentence; ``detail`` some lines of evidence, such as a console's tail.
+    state of the disk, one sentence; ``detail`` some lines of evidence, such as a console's tail; ``step``
+    the step in the helper that was running.
     """
 
     exit_code = 1
@@ -42,6 +44,7 @@ class ComposerError(Exception):
         disk: str | None = None,
         detail: str | None = None,
         log: Path | None = None,
+        step: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -49,6 +52,7 @@ class ComposerError(Exception):
         self.disk = disk
         self.detail = detail
         self.log = log
+        self.step = step
 
 
 class BadInput(ComposerError):
@@ -108,9 +112,12 @@ class GuestStepFailed(ComposerError):
     """A step inside the helper failed; ``step`` is its name."""
 
     def __init__(self, step: str, reason: str, *, detail: str | None = None) -> None:
-        super().__init__(f"step {step!r} in the helper failed: {reason}", detail=detail)
-        self.step = step
+        super().__init__(f"step {step!r} in the helper failed: {reason}", detail=detail, step=step)
         self.reason = reason
+
+
+class NoSpace(ComposerError):
+    """The host has no room for what the job writes."""
 
 
 class ShellFailed(ComposerError):

@@ -155,11 +155,12 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 @contextmanager
-def companion(argv: Sequence[str]) -> Iterator[None]:
+def companion(argv: Sequence[str], keeps: Sequence[int] = ()) -> Iterator[None]:
     """Have a program beside us for the block, with a pipe from us as its stdin.
 
-    The pipe's end of file tells it that the block has ended or that we are dead, whatever killed us; it
-    is for such programs to end soon after.
+    The pipe's end of file tells it that the block has ended or, without a byte before it, that we are
+    dead, whatever killed us; it is for such programs to end soon after.  It inherits the descriptors
+    ``keeps``, and with them our locks.
     """
     process = subprocess.Popen(
         list(argv),
@@ -168,12 +169,15 @@ def companion(argv: Sequence[str]) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         env=_environment({}),
         start_new_session=True,
+        pass_fds=keeps,
     )
     try:
         yield
     finally:
         if process.stdin is not None:
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.write(b".")
+                process.stdin.close()
         try:
             process.wait(_COMPANION_SECONDS)
         except subprocess.TimeoutExpired:

@@ -20,6 +20,7 @@ from composer.cli.helper import helper
 from composer.cli.inspect import inspect
 from composer.cli.recipe import recipe
 from composer.cli.repo import repo
+from composer.cli.rollback import rollback
 from composer.cli.update import update
 from composer.cli.verify import verify
 from composer.cli.vm import vm
@@ -34,7 +35,7 @@ def cli() -> None:
     """Make and update bootable OSTree disks inside a helper VM: no root, no loop mounts, incremental."""
 
 
-for _verb in (build, update, verify, inspect, recipe, repo, bootstrap, helper, vm, gc, doctor):
+for _verb in (build, update, rollback, verify, inspect, recipe, repo, bootstrap, helper, vm, gc, doctor):
     cli.add_command(_verb)
 
 

@@ -59,6 +59,7 @@ _OPTIONS = (
     click.option("--transport", type=click.Choice(["auto", *TRANSPORTS]), default="auto", show_default=True,
                  help="How the helper gets the commit; auto takes the fastest that works here."),
     click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
+    click.option("--wait", is_flag=True, help="Wait for a disk that another composer has, up to --timeout."),
     click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
     click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
@@ -79,10 +80,11 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         debug_shell: bool,
         transport: str,
         cold: bool,
+        wait: bool,
         debug: bool,  # noqa: ARG001 - read off argv, before any verb is known (app.py)
         **own: Any,
     ) -> None:
-        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold, transport)
+        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold, transport, wait)
         command(job=JobOptions(options, events), **own)
 
     for option in reversed(_OPTIONS):
@@ -124,6 +126,10 @@ def tell_outcome(made: Session, disk: Path, outcome: Outcome, text: str) -> None
         commit=outcome.manifest.commit,
         bytes=outcome.bytes_moved,
         objects=outcome.objects_moved,
+        size=outcome.size,
+        growth=outcome.growth,
+        deployments=[deployment.commit for deployment in outcome.manifest.deployments],
+        pruned=[deployment.commit for deployment in outcome.pruned],
     )
     show.timings(made.timings() if outcome.changed else [])
     click.echo(text)

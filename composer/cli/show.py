@@ -51,6 +51,8 @@ def error(failure: ComposerError) -> None:
     if failure.detail:
         for line in failure.detail.splitlines():
             click.echo(f"    | {_plain(line)}", err=True)
+    if failure.step:
+        say("  step:", failure.step)
     if failure.disk:
         say("  disk:", failure.disk)
     if failure.hint:

@@ -8,8 +8,10 @@ import click
 
 from composer.cli.options import PATH, JobOptions, job_options, session, tell_outcome
 from composer.cli.recipe import defines_of
+from composer.compose.build import Outcome
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
+from composer.disk.manifest import Flatten
 from composer.recipe.load import load_recipe
 from composer.recipe.values import show_size
 
@@ -22,6 +24,16 @@ from composer.recipe.values import show_size
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
 @click.option("--allow-downgrade", is_flag=True, help="Take a commit that is older than the disk's.")
 @click.option("--keep", type=click.IntRange(1, 10), help="Deployments to leave on the disk.")
+@click.option(
+    "--flatten",
+    type=click.Choice(["auto", "always"]),
+    help="auto: a disk that stands on a base file still does; always: it stands alone.",
+)
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Also remove what nothing on the disk needs, and give its room back to the host.",
+)
 @job_options
 def update(
     disk: Path,
@@ -31,6 +43,8 @@ def update(
     ref: str | None,
     keep: int | None,
     allow_downgrade: bool,
+    flatten: Flatten | None,
+    compact: bool,
     job: JobOptions,
 ) -> None:
     """Bring DISK to the commit that its ref names now.
@@ -42,13 +56,23 @@ def update(
     """
     loaded = load_recipe(recipe, defines_of(define)) if recipe else None
     with session(job) as made:
-        overrides = Overrides(loaded, repo, ref, keep, allow_downgrade)
+        overrides = Overrides(loaded, repo, ref, keep, flatten, allow_downgrade, compact)
         outcome = update_disk(made.workshop, disk.resolve(), overrides)
         text = (
             f"{disk} is now at commit {outcome.manifest.commit[:12]}, "
             f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved, "
-            f"{len(outcome.manifest.deployments)} deployments"
+            f"{_deployments(outcome)}, {_grown(outcome.growth)}"
             if outcome.changed
             else f"{disk} is at commit {outcome.manifest.commit[:12]} already; nothing to do"
         )
         tell_outcome(made, disk, outcome, text)
+
+
+def _deployments(outcome: Outcome) -> str:
+    kept = f"{len(outcome.manifest.deployments)} deployments"
+    gone = ", ".join(deployment.commit[:12] for deployment in outcome.pruned)
+    return f"{kept}, {gone} pruned" if gone else kept
+
+
+def _grown(growth: int) -> str:
+    return f"the file {'grew' if growth >= 0 else 'shrank'} by {show_size(abs(growth))}"

@@ -74,6 +74,10 @@ class _Watched:
     def running(self) -> bool:
         return bool(self._run.qemu_pids())
 
+    def check(self, doing: str) -> None:
+        if not self.running():
+            raise self.death(doing)
+
     def death(self, doing: str) -> HelperDied:
         return HelperDied(f"the VM {self._run.name} ended while {doing}", log=self._run.console)
 

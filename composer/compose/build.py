@@ -14,7 +14,7 @@ from composer.compose.prepare import source_of
 from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.target import new_target
-from composer.compose.workshop import Workshop, beside, check_room, disk_locked
+from composer.compose.workshop import Workshop, check_room
 from composer.disk import image
 from composer.disk.manifest import (
     Deed,
@@ -23,6 +23,7 @@ from composer.disk.manifest import (
     Identity,
     Keys,
     Manifest,
+    Room,
     TlsFiles,
     load_manifest,
     publish_disk,
@@ -37,17 +38,24 @@ from composer.plan import Plan, make_plan
 from composer.recipe.load import LoadedRecipe
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
+from composer.store.work import Work
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build or an update came to; ``changed`` is False where there was nothing to do."""
+    """What came of work on a disk; ``changed`` is False where there was nothing to do.
+
+    ``size`` of the disk's file and its ``growth`` are bytes, as the host's file system counts them.
+    """
 
     disk: Path
     manifest: Manifest
     changed: bool
     bytes_moved: int = 0
     objects_moved: int = 0
+    size: int = 0
+    growth: int = 0
+    pruned: tuple[Deployment, ...] = ()
 
 
 def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool = False) -> Outcome:
@@ -80,7 +88,7 @@ def _build(
     repo = workshop.fetch(source, recipe.ostree.ref, commit)
     tree = repo.tree(commit, workshop.deadline)
     plan = make_plan(loaded, source.named, tree)
-    with disk_locked(disk, "build"):
+    with workshop.work(disk, "build") as work:
         settle(disk)
         present = load_manifest(disk)
         if disk.exists() and not force:
@@ -100,30 +108,30 @@ def _build(
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
         check_room(disk.parent, tree.content_bytes, "the new disk")
-        return _make(workshop, plan, source, repo, settings, disk, loaded)
+        return _make(workshop, work, plan, source, repo, settings, loaded)
 
 
 def _make(
     workshop: Workshop,
+    work: Work,
     plan: Plan,
     source: RepoSource,
     repo: Repo,
     settings: HelperSettings,
-    disk: Path,
     loaded: LoadedRecipe,
 ) -> Outcome:
-    began = time.monotonic()
+    disk, began = work.disk, time.monotonic()
     if settings.commit != plan.source.commit:
         workshop.fetch(source, settings.ref, settings.commit)
     bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan, ()))
     shape = HelperShape(settings.memory, settings.cpus)
     with ExitStack() as stack:
-        folder = stack.enter_context(beside(disk))
+        folder = stack.enter_context(workshop.folder(work))
         wanted = Wanted(plan.source.commit)
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
         new = folder / disk.name
         image.create(new, plan.disk_size, workshop.deadline)
-        result = _run(workshop, plan, supply, bootstrap, replace(shape, share=supply.share), new)
+        result = _run(workshop, work, plan, supply, bootstrap, replace(shape, share=supply.share), new)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
@@ -136,12 +144,18 @@ def _make(
 
 
 def _run(
-    workshop: Workshop, plan: Plan, supply: Supply, bootstrap: BootstrapImage, shape: HelperShape, new: Path
+    workshop: Workshop,
+    work: Work,
+    plan: Plan,
+    supply: Supply,
+    bootstrap: BootstrapImage,
+    shape: HelperShape,
+    new: Path,
 ) -> JobResult:
     """Have a helper fill the new disk; return what it reports."""
     target = new_target(new)
     with (
-        workshop.bench(f"build {new.name}", bootstrap) as bench,
+        workshop.bench(f"build {new.name}", bootstrap, work) as bench,
         workshop.helper(bench, shape, warming=True) as helper,
     ):
         helper.machine.attach(target)
@@ -177,6 +191,7 @@ def _manifest(
         stateroot=plan.source.stateroot,
         remote=plan.source.remote,
         keep=plan.source.keep,
+        flatten=loaded.recipe.output.flatten,
         keys=keys_of(plan.trust),
         tls=tls_files_of(loaded),
         firmware=plan.firmware,
@@ -184,8 +199,15 @@ def _manifest(
         helper=settings,
         deployments=deployments_of(result),
         disk=Identity.of(new),
+        root=room_of(result),
         history=(deed,),
     )
+
+
+def room_of(result: JobResult) -> Room:
+    """Return what the step `report` says of the root file system."""
+    free = result.number("root-free")
+    return Room(size=result.number("root-used") + free, free=free)
 
 
 def keys_of(trust: Trust) -> Keys:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from composer.compose.workshop import Options
 from composer.deadline import Deadline
-from composer.errors import ComposerError
+from composer.disk.manifest import settle
+from composer.errors import Busy, ComposerError
 from composer.events import Reporter
 from composer.export import delta
 from composer.helper import bootstrap, hypervisor, template
@@ -24,7 +25,9 @@ from composer.recipe.values import show_size
 from composer.repo.checked import CheckedRepo
 from composer.store.cache import Cache, Entry, key_of
 from composer.store.folders import Folders
+from composer.store.locks import locked
 from composer.store.runs import Run, Runs
+from composer.store.work import clear_folders, lock_path, noted_disks
 
 _PRUNE_SECONDS = 600.0
 
@@ -41,6 +44,7 @@ def collect(
     if not dry:
         for name in Runs(folders.runs).clear_leftovers():
             reporter.note("gc", f"cleared the helper {name}, whose composer is gone")
+        freed += _collect_work(folders.work, reporter)
     images, templates = bootstrap.cache_of(folders.cache), template.cache_of(folders.cache)
     caches = (images, templates, delta.cache_of(folders.cache))
     if days is not None:
@@ -50,14 +54,36 @@ def collect(
             reporter.note("gc", f"{left}: left half made, {show_size(size)}")
             freed += size
     present = {entry.key: entry for entry in images.entries()}
+    made = list(templates.entries())
+    if not made:
+        return freed
     with hypervisor.connected(options.connect, folders.runs, folders.cache / "libvirt") as host:
-        for entry in list(templates.entries()):
+        for entry in made:
             reason = _unreachable(entry, present, host)
             if reason:
                 reporter.note("gc", f"template {entry.key}: {reason}, {show_size(entry.bytes)}")
                 freed += entry.bytes
                 if not dry:
                     templates.remove(entry.key)
+    return freed
+
+
+def _collect_work(notes: Path, reporter: Reporter) -> int:
+    """Remove what killed composers left beside disks; return its bytes."""
+    freed = 0
+    for note, disk in noted_disks(notes):
+        try:
+            if disk.parent.is_dir():
+                with locked(lock_path(disk), purpose="gc", what=str(disk)):
+                    settle(disk)
+                    left = clear_folders(disk)
+                reporter.note("gc", f"cleared what a killed composer left beside {disk}, {show_size(left)}")
+                freed += left
+            note.unlink()
+        except Busy:
+            continue  # it is being worked on
+        except (ComposerError, OSError) as error:
+            reporter.warn("gc", f"what was left beside {disk} cannot be removed: {error}")
     return freed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from composer.compose import steps
 from composer.compose.build import deployments_of
 from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk
-from composer.compose.workshop import Workshop, beside, disk_locked
+from composer.compose.workshop import Workshop
 from composer.disk.manifest import Identity
 from composer.disk.qcow2 import check_disk
-from composer.errors import GuestStepFailed
-from composer.helper.job import Job, JobResult, run_job
+from composer.helper.job import Job, run_job
 from composer.helper.lease import HelperShape
 
 
@@ -45,10 +43,10 @@ def look_into(workshop: Workshop, disk: Path, *, fsck: bool = False) -> dict[str
     bootstrap = bootstrap_for(workshop, manifest, None, wanted)
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     job = Job(wanted, steps.partition_data(manifest.partitions))
-    with disk_locked(disk, "inspect"), beside(disk) as folder:
+    with workshop.work(disk, "inspect") as work, workshop.folder(work) as folder:
         target = overlay_target(folder / "overlay.qcow2", disk, workshop.deadline)
         with (
-            workshop.bench(f"inspect {disk.name}", bootstrap) as bench,
+            workshop.bench(f"inspect {disk.name}", bootstrap, work) as bench,
             workshop.helper(bench, shape) as helper,
         ):
             helper.machine.attach(target)
@@ -58,13 +56,6 @@ def look_into(workshop: Workshop, disk: Path, *, fsck: bool = False) -> dict[str
         "kargs": result.all("kargs"),
         "remotes": result.all("remote"),
         "fsck": "clean" if fsck else None,
-        "root_used": _number(result, "root-used"),
-        "root_free": _number(result, "root-free"),
+        "root_used": result.number("root-used"),
+        "root_free": result.number("root-free"),
     }
-
-
-def _number(result: JobResult, key: str) -> int:
-    value = result.one(key)
-    if not re.fullmatch(r"[0-9]{1,18}", value):
-        raise GuestStepFailed("report", f"{key} is no number: {value[:40]!r}")
-    return int(value)

@@ -28,6 +28,7 @@ def build_steps(plan: Plan, pull: tuple[str, ...]) -> tuple[str, ...]:
         *(("bootloader-bios",) if bios else ()),
         *(("bootloader-uefi",) if uefi else ()),
         "customise",
+        "check",
         "report",
         "finalise",
     )
@@ -38,9 +39,20 @@ FSCK_STEPS = (*INSPECT_STEPS, "fsck")
 ARM_STEPS = ("mount-sysroot", "report", "arm-verify", "finalise")
 
 
-def update_steps(pull: tuple[str, ...]) -> tuple[str, ...]:
+ROLLBACK_STEPS = ("mount-sysroot", "rollback", "check", "report", "finalise")
+
+
+def update_steps(pull: tuple[str, ...], *, compact: bool = False) -> tuple[str, ...]:
     """Return the steps of an update; ``pull`` are those that bring the commit in."""
-    return ("mount-sysroot", *pull, "deploy", "report", "finalise")
+    return (
+        "mount-sysroot",
+        *pull,
+        "deploy",
+        *(("compact",) if compact else ()),
+        "check",
+        "report",
+        "finalise",
+    )
 
 
 def partition_data(partitions: dict[str, int]) -> dict[str, bytes]:

@@ -3,45 +3,53 @@
 from __future__ import annotations
 
 import base64
-import os
-import time
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composer.compose import steps
-from composer.compose.build import Outcome, deployments_of, keys_of, tls_files_of
+from composer.compose.build import Outcome, keys_of, tls_files_of
+from composer.compose.edit import Edit, Edited, carry_out
 from composer.compose.source import RepoSource
-from composer.compose.supply import opened_supply
-from composer.compose.target import overlay_target
-from composer.compose.workshop import Workshop, beside, check_room, disk_locked
-from composer.disk import image
-from composer.disk.manifest import Deed, Identity, Manifest, load_manifest, publish_disk, settle
+from composer.compose.supply import Supply, opened_supply
+from composer.compose.workshop import Workshop, check_room
+from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest, settle
 from composer.disk.qcow2 import check_disk
-from composer.errors import BadInput, ComposerError, NotTrusted
+from composer.errors import BadInput, NotTrusted
 from composer.export.delta import Wanted
 from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
-from composer.helper.job import Job, check_tools, run_job
-from composer.helper.lease import HelperShape
+from composer.helper.job import Job, JobResult, check_tools, run_job
+from composer.helper.lease import Helper, HelperShape
 from composer.plan import Source, check_bootable, trust_of
 from composer.recipe.load import LoadedRecipe
+from composer.recipe.values import show_size
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, is_url
+from composer.store.work import Work
+
+# A file system's own tables, and what is on a disk besides the commit: the boot partition, the kernel once
+# more in /boot, accounts.  The demo's disk: 450 MB of content, 527 MiB of disk.
+_FRESH_FACTOR, _FRESH_BYTES = 1.05, 96 * 2**20
+_MUCH = 1.5
+# ostree's min-free-space-percent, below which it writes nothing (ostree.repo-config(5)).
+_KEPT_FREE = 0.03
 
 
 @dataclass(frozen=True)
 class Overrides:
     """What the command line says instead of the manifest; None leaves the manifest's word.
 
-    A recipe stands for its repo, ref, keep and helper; the other three go before it.
+    A recipe stands for its repo, ref, keep, flatten and helper; what else is given goes before it.
     """
 
     recipe: LoadedRecipe | None = None
     repo: str | None = None
     ref: str | None = None
     keep: int | None = None
+    flatten: Flatten | None = None
     allow_downgrade: bool = False
+    compact: bool = False
 
 
 def known_disk(disk: Path) -> Manifest:
@@ -68,7 +76,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             f"{disk} has internal snapshots, which an update would lose",
             hint=f"qemu-img snapshot -l {disk}   lists them, -d NAME deletes one",
         )
-    with disk_locked(disk, "update"):
+    with workshop.work(disk, "update") as work:
         settle(disk)
         present = known_disk(disk)
         manifest = _overridden(present, overrides)
@@ -77,8 +85,10 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
                 commit = source.resolve(manifest.ref)
                 manifest = manifest.model_copy(update={"repo": source.named})
             unchanged = manifest.disk == Identity.of(disk)
-            settled = (manifest.ref, manifest.keep) == (present.ref, present.keep)
-            if settled and manifest.commit == commit and unchanged:
+            settled = all(
+                getattr(manifest, name) == getattr(present, name) for name in ("ref", "keep", "flatten")
+            )
+            if settled and manifest.commit == commit and unchanged and not overrides.compact:
                 return Outcome(disk, manifest, changed=False)
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
@@ -87,7 +97,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             # A disk that booted since may have dropped what its manifest names.
             have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
             wanted = Wanted(commit, frozenset(have), manifest.commit if unchanged and newer else None)
-            return _bring(workshop, disk, manifest, source, repo, wanted, overrides)
+            return _bring(workshop, work, manifest, source, repo, wanted, overrides)
 
 
 def source_for(workshop: Workshop, manifest: Manifest) -> AbstractContextManager[RepoSource]:
@@ -115,14 +125,6 @@ def _is_newer(source: RepoSource, commit: str, deployed: str) -> bool:
     return True
 
 
-def _give_like(new: Path, disk: Path) -> None:
-    """Give a new disk the owner and mode of the one whose place it takes."""
-    status = disk.stat()
-    if os.geteuid() == 0:
-        os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(status.st_mode & 0o777)
-
-
 def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
     changes: dict[str, object] = {}
     if overrides.recipe is not None:
@@ -138,13 +140,14 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
             "repo": repo if is_url(repo) else str(overrides.recipe.resolve(repo)),
             "ref": recipe.ostree.ref,
             "keep": recipe.ostree.keep,
+            "flatten": recipe.output.flatten,
             "keys": keys_of(trust_of(overrides.recipe)),
             "tls": tls_files_of(overrides.recipe),
             "helper": manifest.helper.model_copy(
                 update={"memory": recipe.bootstrap.memory, "cpus": recipe.bootstrap.cpus}
             ),
         }
-    said = {"repo": overrides.repo, "ref": overrides.ref, "keep": overrides.keep}
+    said = {name: getattr(overrides, name) for name in ("repo", "ref", "keep", "flatten")}
     changes |= {key: value for key, value in said.items() if value is not None}
     return manifest.model_copy(update=changes)
 
@@ -175,48 +178,58 @@ def bootstrap_for(
 
 def _bring(
     workshop: Workshop,
-    disk: Path,
+    work: Work,
     manifest: Manifest,
     source: RepoSource,
     repo: Repo,
     wanted: Wanted,
     overrides: Overrides,
 ) -> Outcome:
-    began = time.monotonic()
-    bootstrap = bootstrap_for(workshop, manifest, source, steps.update_steps(()))
+    bootstrap = bootstrap_for(workshop, manifest, source, steps.update_steps((), compact=overrides.compact))
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
-    before = Identity.of(disk)
     release = Source(manifest.ref, wanted.commit, manifest.stateroot, manifest.keep, manifest.remote)
     data = {**steps.partition_data(manifest.partitions), **steps.source_data(release)}
     if overrides.allow_downgrade:
         data["allow-downgrade"] = b""
     with ExitStack() as stack:
-        folder = stack.enter_context(beside(disk))
+        folder = stack.enter_context(workshop.folder(work))
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
-        overlay, new = folder / "overlay.qcow2", folder / disk.name
-        target = overlay_target(overlay, disk, workshop.deadline)
-        with (
-            workshop.bench(f"update {disk.name}", bootstrap) as bench,
-            workshop.helper(bench, replace(shape, share=supply.share)) as helper,
-        ):
-            helper.machine.attach(target)
+        _check_root(work.disk, manifest, supply)
+
+        def act(helper: Helper) -> JobResult:
             with supply.reaching(helper, workshop) as where:
-                job = Job(steps.update_steps(supply.steps), data | where)
-                result = run_job(helper.shell, job, workshop.reporter, workshop.deadline)
-            with workshop.reporter.phase("detach", "detaching the disk"):
-                helper.machine.detach(target, workshop.deadline)
-        with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
-            image.check(overlay, workshop.deadline)
-            image.flatten(overlay, new, workshop.deadline)
-            if Identity.of(disk) != before:
-                raise ComposerError(
-                    f"{disk} was changed by somebody else while it was updated",
-                    disk="the disk is as that other program left it; the update was dropped",
-                    hint=f"composer update {disk}   once nothing else uses it",
-                )
-            image.check(new, workshop.deadline)
-            _give_like(new, disk)
-            deed = Deed.done("update", wanted.commit, began, supply.moved.bytes)
-            after = manifest.after(deed, deployments_of(result), Identity.of(new))
-            publish_disk(new, disk, after)
-    return Outcome(disk, after, True, supply.moved.bytes, supply.moved.objects)
+                job = Job(steps.update_steps(supply.steps, compact=overrides.compact), data | where)
+                return run_job(helper.shell, job, workshop.reporter, workshop.deadline)
+
+        edit = Edit("update", wanted.commit, act, lambda: supply.moved.bytes)
+        helper = (bootstrap, replace(shape, share=supply.share))
+        done = carry_out(workshop, work, folder, manifest, helper, edit)
+    _warn_of_size(workshop, work.disk, done, repo.tree(wanted.commit, workshop.deadline).content_bytes)
+    return Outcome(
+        work.disk, done.manifest, True, supply.moved.bytes, supply.moved.objects,
+        growth=done.growth, size=done.size, pruned=done.pruned,
+    )  # fmt: skip
+
+
+def _check_root(disk: Path, manifest: Manifest, supply: Supply) -> None:
+    """Raise BadInput where the disk's root file system has no room for what it lacks."""
+    if manifest.root is None or manifest.disk != Identity.of(disk) or supply.made is None:
+        return
+    room = manifest.root.free - int(manifest.root.size * _KEPT_FREE)
+    if supply.made.room > room:
+        raise BadInput(
+            f"the root file system of {disk} has room for {show_size(max(room, 0))} more; "
+            f"the update needs {show_size(supply.made.room)}",
+            hint="a smaller commit (--ref), or a new build with a larger [disk] size",
+        )
+
+
+def _warn_of_size(workshop: Workshop, disk: Path, done: Edited, content: int) -> None:
+    """Warn where a disk of this commit alone would be much smaller than what the disk has become."""
+    fresh = int(content * _FRESH_FACTOR) + _FRESH_BYTES
+    if done.size > fresh * _MUCH:
+        workshop.reporter.warn(
+            "size",
+            f"{disk} takes {show_size(done.size)}; a fresh build of this commit would take about "
+            f"{show_size(fresh)}: composer build RECIPE --force, or composer update --compact --keep 1",
+        )

@@ -17,7 +17,7 @@ from composer.compose import steps
 from composer.compose.build import deployments_of
 from composer.compose.target import SERIAL, chain_of, overlay_target
 from composer.compose.update import bootstrap_for, known_disk
-from composer.compose.workshop import Bench, Workshop, beside, disk_locked
+from composer.compose.workshop import Bench, Workshop
 from composer.disk import image
 from composer.disk.manifest import Manifest
 from composer.errors import BadInput, VerifyFailed
@@ -98,7 +98,7 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
     Raises VerifyFailed, with console and screenshot kept, where a boot is not as it must be.
     """
     known_disk(disk)
-    with disk_locked(disk, "verify"):
+    with workshop.work(disk, "verify") as work:
         manifest = known_disk(disk)
         chosen = firmwares(asked, manifest.firmware)
         if "uefi" in chosen and find_ovmf() is None:
@@ -107,7 +107,10 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
             )
         bootstrap = bootstrap_for(workshop, manifest, None, steps.ARM_STEPS)
         evidence = keep_evidence or workshop.logs / f"verify-{disk.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        with beside(disk) as folder, workshop.bench(f"verify {disk.name}", bootstrap) as bench:
+        with (
+            workshop.folder(work) as folder,
+            workshop.bench(f"verify {disk.name}", bootstrap, work) as bench,
+        ):
             armed = folder / "armed.qcow2"
             target = overlay_target(armed, disk, workshop.deadline)
             commit = _arm(workshop, bench, manifest, target)
@@ -165,6 +168,7 @@ def _boot(
         with bench.host.start(domain) as machine:
             while "end" not in _report(report) and machine.running() and not deadline.expired:
                 time.sleep(_POLL_SECONDS)
+                machine.check_room("booting the product")
             screenshot = machine.screenshot(folder / firmware) if machine.running() else None
         boot = _read_boot(report)
         faults = boot.faults(commit, firmware) if "end" in _report(report) else []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
+from composer.disk.manifest import Identity
 from composer.errors import BadInput, ComposerError, TemplateUnusable
 from composer.events import Reporter
 from composer.helper import hypervisor, lease, probe
@@ -29,8 +28,8 @@ from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
 from composer.store.folders import Folders
-from composer.store.locks import locked
 from composer.store.runs import Run, Runs
+from composer.store.work import Work, working_on
 
 # qcow2 grows by clusters and tables; with less than this left the next write may not fit.
 _ALMOST_NOTHING = 4 * 2**20
@@ -51,6 +50,7 @@ class Options:
     debug_shell: bool = False
     cold: bool = False
     transport: str = "auto"
+    wait: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,29 @@ class Workshop:
         return image
 
     @contextmanager
-    def bench(self, purpose: str, image: BootstrapImage) -> Iterator[Bench]:
-        """Yield a place to work in; whatever ran there has ended when the block has."""
+    def work(self, disk: Path, verb: str) -> Iterator[Work]:
+        """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
+        wait = self.deadline if self.options.wait else None
+        with working_on(disk, self.folders.work, verb, wait) as work, told_of(disk):
+            yield work
+
+    @contextmanager
+    def folder(self, work: Work) -> Iterator[Path]:
+        """Yield a folder beside a disk for what may take its place."""
+        with work.folder() as folder, full_disk_told(folder):
+            yield folder
+
+    @contextmanager
+    def bench(self, purpose: str, image: BootstrapImage, work: Work | None = None) -> Iterator[Bench]:
+        """Yield a place to work in; whatever ran there has ended when the block has.
+
+        The lock of ``work`` is held as long as anything runs there.
+        """
         runs = Runs(self.folders.runs)
         for name in runs.clear_leftovers():
             self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
         with ExitStack() as stack:
-            run = stack.enter_context(runs.open(purpose))
+            run = stack.enter_context(runs.open(purpose, (work.lock,) if work else ()))
             run.describe(purpose, self.options.connect)
             stack.enter_context(self._console_kept(run))
             host = stack.enter_context(
@@ -269,28 +285,25 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def disk_locked(disk: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock of a disk for the block; Busy at once where another composer has it."""
-    with locked(disk.with_name(f".{disk.name}.lock"), purpose=purpose, what=f"the disk {disk}"):
-        # What an earlier composer left is nobody's now; it may be as large as the disk.
-        for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
-def _work_prefix(disk: Path) -> str:
-    return f".{disk.name}.work."
-
-
-@contextmanager
-def beside(disk: Path) -> Iterator[Path]:
-    """Yield a folder beside a disk, on the same file system, for what may take its place."""
-    folder = Path(tempfile.mkdtemp(prefix=_work_prefix(disk), dir=disk.parent))
+def told_of(disk: Path) -> Iterator[None]:
+    """Have errors say what state the disk is in."""
+    before = _identity(disk)
     try:
-        with full_disk_told(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except ComposerError as error:
+        if error.disk is None and not isinstance(error, BadInput):
+            same = before == _identity(disk)
+            error.disk = f"{disk} is as it was before" if same else f"{disk} is the new one"
+            if before is None and same:
+                error.disk = f"there is no {disk}, as before"
+        raise
+
+
+def _identity(disk: Path) -> Identity | None:
+    try:
+        return Identity.of(disk)
+    except FileNotFoundError:
+        return None
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

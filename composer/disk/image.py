@@ -7,6 +7,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import ComposerError, ToolFailed
 from composer.process import run
+from composer.store.folders import copied
 
 
 def create(path: Path, size: int, deadline: Deadline) -> None:
@@ -25,6 +26,24 @@ def flatten(overlay: Path, target: Path, deadline: Deadline) -> None:
     """Write overlay and base as one disk that stands alone; what was trimmed takes no room in it."""
     run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "-T", "none", "-t", "none", "-W",
          str(overlay), str(target)], deadline=deadline)  # fmt: skip
+
+
+def merge(overlay: Path, disk: Path, target: Path, base: Path, deadline: Deadline) -> None:
+    """Write ``overlay`` and the ``disk`` below it as one disk on ``base``, which is below that.
+
+    `qemu-img convert -B` would drop what is in the middle one: it copies what the topmost has (QEMU 7.2,
+    convert_iteration_sectors).
+    """
+    copied(disk, target)
+    rename_base(target, str(base.absolute()), deadline)
+    rename_base(overlay, str(target.absolute()), deadline)
+    run(["qemu-img", "commit", "-q", "-f", "qcow2", "-d", str(overlay)], deadline=deadline)
+
+
+def rename_base(path: Path, name: str, deadline: Deadline) -> None:
+    """Have an overlay call the file below it so; what is in either stays as it is."""
+    run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, str(path)],
+        deadline=deadline)  # fmt: skip
 
 
 def check(path: Path, deadline: Deadline) -> None:

@@ -11,7 +11,7 @@ import glob
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,8 @@ _HISTORY = 100
 _LARGEST = 2**22
 
 
+# What becomes of an overlay that is to be the disk (compose/edit.py).
+Flatten = Literal["auto", "always"]
 PartitionRole = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
@@ -101,6 +103,13 @@ class TlsFiles(_Data):
     ca: str | None = None
 
 
+class Room(_Data):
+    """The root file system, in bytes, as the last job left it."""
+
+    size: int = Field(ge=0)
+    free: int = Field(ge=0)
+
+
 class HelperSettings(_Data):
     """The helper that worked on the disk, for the next one: a commit of the repo, and its size."""
 
@@ -122,6 +131,7 @@ class Manifest(_Data):
     stateroot: str
     remote: str | None
     keep: int = Field(ge=1)
+    flatten: Flatten = "auto"
     keys: Keys = Keys()
     tls: TlsFiles = TlsFiles()
     firmware: str
@@ -129,6 +139,7 @@ class Manifest(_Data):
     helper: HelperSettings
     deployments: tuple[Deployment, ...] = Field(min_length=1)
     disk: Identity
+    root: Room | None = None
     history: tuple[Deed, ...] = ()
 
     @property
@@ -136,7 +147,7 @@ class Manifest(_Data):
         """The commit of the default deployment."""
         return self.deployments[0].commit
 
-    def after(self, deed: Deed, deployments: tuple[Deployment, ...], disk: Identity) -> Manifest:
+    def after(self, deed: Deed, deployments: tuple[Deployment, ...], disk: Identity, root: Room) -> Manifest:
         """Return the manifest of the disk once something was done to it.
 
         Raises ComposerError where the default deployment is not the deed's commit.
@@ -144,7 +155,8 @@ class Manifest(_Data):
         if not deployments or deployments[0].commit != deed.commit:
             raise ComposerError("the helper does not report the new commit as the default deployment")
         history = (*self.history, deed)[-_HISTORY:]
-        return self.model_copy(update={"deployments": deployments, "disk": disk, "history": history})
+        changes = {"deployments": deployments, "disk": disk, "root": root, "history": history}
+        return self.model_copy(update=changes)
 
 
 def manifest_path(disk: Path) -> Path:

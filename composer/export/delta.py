@@ -27,7 +27,7 @@ from composer.store.cache import Cache, Entry
 from composer.store.folders import copied
 
 KIND = "delta"
-_FORMAT = 2
+_FORMAT = 3
 # Beyond it, packing (xz) takes the host longer than the helper's walk through the tree takes
 # (docs/performance.md, "Transports"); in bytes of objects that changed.
 _STATIC_LIMIT = 16 * 2**20
@@ -67,6 +67,11 @@ class Delta:
     def objects(self) -> int:
         """How many objects it holds."""
         return int(self.entry.info["objects"])
+
+    @property
+    def room(self) -> int:
+        """The bytes that its objects will take on the disk."""
+        return int(self.entry.info["room"])
 
     @property
     def bytes(self) -> int:
@@ -111,6 +116,7 @@ def delta_disk(
         objects = lacking(repo, wanted, deadline, known)
         tree = folder / "tree"
         former = _former(repo, wanted, objects, deadline)
+        room = _room_of(repo, objects)
         if former is None:
             _fill(tree, repo, objects, os.link)
         else:
@@ -118,9 +124,15 @@ def delta_disk(
             _write_static(tree / "static-delta", repo, former, wanted.commit, deadline)
         pack(tree, folder / _IMAGE, deadline)
         shutil.rmtree(tree)
-        return {"objects": len(objects), "commit": wanted.commit}
+        return {"objects": len(objects), "commit": wanted.commit, "room": room}
 
     return Delta(*cache.get(_inputs(repo, wanted), make, deadline))
+
+
+def _room_of(repo: Repo, objects: list[str]) -> int:
+    """Return the room that objects take on a file system with 4 KiB blocks, an inode each included."""
+    sizes = [path.lstat().st_size for name in objects if (path := repo.object_path(name)).exists()]
+    return sum(-(-size // _BLOCK) * _BLOCK + _INODE for size in sizes)
 
 
 def _former(repo: Repo, wanted: Wanted, objects: list[str], deadline: Deadline) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied
+from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied, NoSpace
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 from composer.helper.machine import Abilities, console_tail
 from composer.store.runs import driver_root
@@ -201,6 +201,20 @@ class LibvirtMachine:
         except libvirt.libvirtError:
             return False
 
+    def check(self, doing: str) -> None:
+        """Raise HelperDied where it has ended, and what `check_room` raises."""
+        if not self.running():
+            raise self.death(doing)
+        self.check_room(doing)
+
+    def check_room(self, doing: str) -> None:
+        """Raise NoSpace where QEMU stopped it for want of room on the host."""
+        with suppress(libvirt.libvirtError):
+            state, reason = self._domain.state()
+            # error_policy in disk.xml.j2.
+            if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+                raise NoSpace(f"no space left on the host for the disk while {doing}")
+
     def attach(self, disk: Disk) -> None:
         """Give it a disk while it runs."""
         xml = str(disk_xml(disk))
@@ -228,6 +242,7 @@ class LibvirtMachine:
                     return
             except libvirt.libvirtError as error:
                 raise self.death(f"waiting for {waiting_for}") from error
+            self.check(f"waiting for {waiting_for}")
             deadline.check(waiting_for)
             time.sleep(_POLL_SECONDS)
 

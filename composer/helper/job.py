@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, GuestStepFailed
+from composer.errors import BadInput, ComposerError, GuestStepFailed
 from composer.events import Reporter
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.shell import Commands
@@ -29,6 +29,10 @@ _RUN = [
     "-c",
     f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cd {_FOLDER} && tar -x && exec /bin/sh ./dispatch",
 ]
+# In seconds: between two beats of the guest; without one until it counts as frozen; without any work done
+# until a step counts as hung; and longer than any step takes, also under emulation.
+_SILENCE_SECONDS = 25.0
+_WATCH = {"beat-seconds": b"5", "stall-limit": b"30", "step-limit": b"1800"}
 _LONGEST_LINE = 2**18
 _LONGEST_MS = 10**9
 _STEP_NAME = re.compile(r"[a-z0-9-]{1,40}")
@@ -59,6 +63,13 @@ class JobResult:
         if len(values) != 1:
             raise GuestStepFailed("report", f"{len(values)} values of {key!r} came back instead of one")
         return values[0]
+
+    def number(self, key: str) -> int:
+        """Return the value of a key that comes once, a number; GuestStepFailed where it is none."""
+        value = self.one(key)
+        if not re.fullmatch(r"[0-9]{1,18}", value):
+            raise GuestStepFailed("report", f"{key} is no number: {value[:40]!r}")
+        return int(value)
 
 
 def _step_file(step: str) -> Path:
@@ -95,7 +106,7 @@ def _archive(job: Job) -> bytes:
         for step in job.steps:
             add(f"steps/{step}.sh", _step_file(step).read_bytes())
         add("steps.list", "".join(f"{step}\n" for step in job.steps).encode())
-        for name, content in sorted(job.data.items()):
+        for name, content in sorted({**_WATCH, **job.data}.items()):
             add(f"data/{name}", content)
     return buffer.getvalue()
 
@@ -156,6 +167,9 @@ _TITLES = {
     "deploy": "deploying",
     "bootloader-bios": "installing GRUB for BIOS",
     "bootloader-uefi": "installing GRUB for UEFI",
+    "rollback": "putting the former deployment first",
+    "compact": "removing what nothing needs any more",
+    "check": "checking the deployment",
     "customise": "setting hostname, accounts and files",
     "report": "reading what is on the disk",
     "finalise": "trimming, unmounting and checking",
@@ -167,10 +181,19 @@ _TITLES = {
 def run_job(shell: Commands, job: Job, reporter: Reporter, deadline: Deadline) -> JobResult:
     """Run a job in a helper.
 
-    Raises GuestStepFailed with the step and its reason; HelperDied and DeadlineExpired as the shell.
+    Raises GuestStepFailed with the step and its reason; HelperDied, NoSpace and DeadlineExpired as the
+    shell, with the step that was running.
     """
     answers = _Answers(reporter, _TITLES)
-    answer = shell.run(_RUN, stdin=_archive(job), on_stdout=answers.feed, deadline=deadline)
+    try:
+        answer = shell.run(
+            _RUN, stdin=_archive(job), on_stdout=answers.feed, deadline=deadline, silence=_SILENCE_SECONDS
+        )
+    except ComposerError as error:
+        if answers.failed:
+            raise answers.failed from error
+        error.step = answers.running or None
+        raise
     if answers.failed:
         raise answers.failed
     if answer.code != 0 or answers.values is None:

@@ -37,6 +37,9 @@ class Machine(Protocol):
     def detach(self, disk: Disk, deadline: Deadline) -> None:
         """Take a disk away; on return no process has its file open."""
 
+    def check(self, doing: str) -> None:
+        """Raise HelperDied where it has ended, NoSpace where it stopped for want of room on the host."""
+
     def death(self, doing: str) -> HelperDied:
         """Return the error that tells of its end, with its console's last lines."""
 

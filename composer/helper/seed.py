@@ -112,5 +112,5 @@ def _wait_for(word: bytes, line: socket.socket, machine: Alive, deadline: Deadli
             if len(said) > _LONGEST:
                 raise ShellFailed(f"the guest talks without end while {doing}")
             said += got
-        elif not machine.running():
-            raise machine.death(doing)
+        else:
+            machine.check(doing)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 import os
 import select
 import shlex
@@ -58,6 +59,9 @@ class Alive(Protocol):
     def running(self) -> bool:
         """Whether the machine still runs."""
 
+    def check(self, doing: str) -> None:
+        """Raise the error that tells why it does not run on: HelperDied, NoSpace."""
+
     def death(self, doing: str) -> HelperDied:
         """Return the error that tells of its end."""
 
@@ -72,6 +76,7 @@ class Commands(Protocol):
         deadline: Deadline,
         stdin: bytes = b"",
         on_stdout: Callable[[bytes], None] | None = None,
+        silence: float | None = None,
     ) -> Answer:
         """Run a command to its end, whatever its exit code."""
 
@@ -126,11 +131,13 @@ class PortShell:
         deadline: Deadline,
         stdin: bytes = b"",
         on_stdout: Callable[[bytes], None] | None = None,
+        silence: float | None = None,
     ) -> Answer:
         """Run a command to its end, whatever its exit code.
 
         ``on_stdout`` gets the output as it comes, and the answer is then without it.  Raises
-        DeadlineExpired, HelperDied when the machine ends meanwhile, ShellFailed when the connection breaks.
+        DeadlineExpired, HelperDied when the machine ends meanwhile or the command says nothing for
+        ``silence`` seconds, ShellFailed when the connection breaks.
         """
         # The one place where an argv becomes the text that SSH carries.
         command = shlex.join(argv)
@@ -139,7 +146,7 @@ class PortShell:
             self._asked(lambda: channel.exec_command(command), f"running {argv[0]}", deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
             feeder.start()
-            out, err = self._collect(channel, argv[0], deadline, on_stdout)
+            out, err = self._collect(channel, argv[0], deadline, on_stdout, silence)
             code = channel.recv_exit_status()
             channel.close()
         except (paramiko.SSHException, OSError, EOFError) as error:
@@ -169,8 +176,7 @@ class PortShell:
         thread.start()
         thread.join(_LIFE_CHECK_SECONDS)
         while thread.is_alive():
-            if not self._machine.running():
-                raise self._machine.death(doing)
+            self._machine.check(doing)
             if deadline.expired:
                 raise DeadlineExpired(f"the helper did not answer in time: {doing}")
             thread.join(_LIFE_CHECK_SECONDS)
@@ -216,8 +222,10 @@ class PortShell:
         name: str,
         deadline: Deadline,
         on_stdout: Callable[[bytes], None] | None,
+        silence: float | None,
     ) -> tuple[bytes, bytes]:
         out, err = bytearray(), bytearray()
+        heard = time.monotonic()
         next_check = time.monotonic() + _LIFE_CHECK_SECONDS
         while True:
             ended = channel.exit_status_ready() or channel.closed
@@ -225,6 +233,7 @@ class PortShell:
             # One piece at a time: a guest that never stops talking must not keep us from the deadline.
             if channel.recv_ready():
                 idle = False
+                heard = time.monotonic()
                 chunk = channel.recv(_CHUNK)
                 if on_stdout:
                     on_stdout(chunk)
@@ -244,8 +253,13 @@ class PortShell:
                 raise DeadlineExpired(f"the command {name} in the helper did not end in time")
             if time.monotonic() > next_check:
                 next_check = time.monotonic() + _LIFE_CHECK_SECONDS
-                if not self._machine.running():
-                    raise self._machine.death(f"running {name}")
+                self._machine.check(f"running {name}")
+                if time.monotonic() - heard > (silence or math.inf):
+                    channel.close()
+                    console = self._machine.death(name).detail
+                    raise HelperDied(
+                        f"the helper said nothing for {silence:.0f} s while running {name}", detail=console
+                    )
             if idle:
                 time.sleep(_POLL_SECONDS)
 
@@ -318,8 +332,7 @@ def _key(text: str) -> paramiko.Ed25519Key:
 
 def _wait(event: threading.Event, machine: Alive, deadline: Deadline, doing: str) -> None:
     while not event.wait(_LIFE_CHECK_SECONDS):
-        if not machine.running():
-            raise machine.death(doing)
+        machine.check(doing)
         if deadline.expired:
             console = machine.death(doing).detail
             raise DeadlineExpired(f"gave up on {doing}: no SSH server answered in time", detail=console)

@@ -18,6 +18,7 @@ from composer.recipe.values import SshKey
 from composer.recipe.variables import Variables
 
 _LARGEST = 2**22
+_DEEPEST = 32
 _LARGEST_SOURCE = 2**26
 
 
@@ -87,10 +88,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if len(raw) > _LARGEST:
         raise BadInput(f"the recipe {path} is larger than 4 MiB, which no recipe is")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        data = tomllib.loads(raw.decode("utf-8"))
     # ValueError: TOMLDecodeError, UnicodeDecodeError, and int()'s own for a number without end
     except (ValueError, RecursionError) as error:
         raise RecipeErrors(str(path), [Fault("", f"no valid TOML: {error}")]) from error
+    if _deeper_than(data, _DEEPEST):
+        raise RecipeErrors(str(path), [Fault("", f"tables or lists nested more than {_DEEPEST} deep")])
+    return data
+
+
+def _deeper_than(data: Any, limit: int) -> bool:
+    """Tell whether tables and lists are nested deeper; a dotted key makes a table for each of its dots."""
+    level = [data]
+    for _ in range(limit):
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dict[str, Any]:

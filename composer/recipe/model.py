@@ -165,6 +165,11 @@ class Output(_Table):
         default=None, min_length=1, description="relative to the recipe; NAME.qcow2 if left out"
     )
     format: Literal["qcow2"] = "qcow2"
+    flatten: Literal["auto", "always"] = Field(
+        default="auto",
+        description="after an update: auto keeps a disk that stands on a base file on it, always makes it "
+        "stand alone",
+    )
 
 
 class Recipe(_Table):

@@ -27,6 +27,11 @@ class Folders:
     cache: Path
     runs: Path
 
+    @property
+    def work(self) -> Path:
+        """Where the notes lie of disks that are being worked on (work.py)."""
+        return self.cache / "work"
+
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Folders:
         """Read the places from the environment, by the XDG base directory specification.

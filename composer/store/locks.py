@@ -1,6 +1,7 @@
 """Locks between composers: flock on a file that names its holder.
 
-flock is released by the kernel when its holder dies, whatever kills it, so no lock is ever stale.
+flock is released by the kernel when its holder dies, whatever kills it, so no lock is ever stale.  A
+program that inherits the descriptor holds the lock as well, until it ends.
 """
 
 from __future__ import annotations
@@ -12,21 +13,42 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import Busy
 
 _POLL_SECONDS = 0.1
+# A holder says who it is a moment after it has the lock.
+_INTRODUCTION_SECONDS = 0.5
+# Where a composer was killed, its companions have the lock until its VMs have ended (reaper.py).
+_LAST_RITES_SECONDS = 20.0
 
 
-def _holder(descriptor: int) -> str:
-    """Describe who holds the lock, from what the holder wrote into it."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+@dataclass(frozen=True)
+class _Holder:
+    pid: int
+    host: str
+    since: float
+    purpose: str
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"pid {self.pid} on {self.host:.64}, since {since}, for {self.purpose:.128}"
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is known to be dead: of another host nothing is known."""
+        return self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
+
+
+def _holder(descriptor: int) -> _Holder | None:
+    """Return who holds the lock, from what the holder wrote into it."""
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         said = json.loads(os.pread(descriptor, 4096, 0))
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said["since"])))
-        return f"pid {int(said['pid'])} on {said['host']!s:.64}, since {since}, for {said['purpose']!s:.128}"
-    return "a process that did not say who it is"
+        return _Holder(int(said["pid"]), str(said["host"]), float(said["since"]), str(said["purpose"]))
+    return None
 
 
 def _still_there(descriptor: int, path: Path) -> bool:
@@ -37,8 +59,8 @@ def _still_there(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, *, purpose: str, what: str, wait: Deadline | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` for the block.
+def locked(path: Path, *, purpose: str, what: str, wait: Deadline | None = None) -> Iterator[int]:
+    """Hold the lock file ``path`` for the block, and yield its descriptor.
 
     Raises Busy, naming the holder, when another has it and ``wait`` is None or has passed.  The file
     goes away with the lock, so nothing is left beside a user's disk.
@@ -48,13 +70,15 @@ def locked(path: Path, *, purpose: str, what: str, wait: Deadline | None = None)
         said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(said).encode(), 0)
-        yield
+        yield descriptor
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
+    introduction = Deadline.after(_INTRODUCTION_SECONDS)
+    last_rites = Deadline.after(_LAST_RITES_SECONDS)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -62,10 +86,12 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            if wait is None or wait.expired:
+            patience = introduction if holder is None else last_rites if holder.dead else Deadline.after(0)
+            if patience.expired and (wait is None or wait.expired):
+                who = holder or "a process that did not say who it is"
                 raise Busy(
-                    f"{what} is in use by another composer: {holder}",
-                    hint="wait until it has ended, or end it",
+                    f"{what} is in use by another composer: {who}",
+                    hint="--wait   waits until it has ended",
                 ) from None
             time.sleep(_POLL_SECONDS)
             continue
@@ -87,3 +113,22 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def remove_when_free(path: Path, deadline: Deadline) -> None:
+    """Remove the lock file of a holder that died, once nobody holds it; by the deadline, or not at all."""
+    while not deadline.expired:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        try:
+            # What it says stays as it is: whoever looks meanwhile waits for the dead holder's end.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _still_there(descriptor, path):
+                path.unlink()
+            return
+        except BlockingIOError:
+            time.sleep(_POLL_SECONDS)
+        finally:
+            os.close(descriptor)

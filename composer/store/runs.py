@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,14 +158,17 @@ class Runs:
         return cleared
 
     @contextmanager
-    def open(self, purpose: str) -> Iterator[Run]:
-        """Yield a fresh run, cleared at the end unless it is to be kept."""
+    def open(self, purpose: str, locks: Sequence[int] = ()) -> Iterator[Run]:
+        """Yield a fresh run, cleared at the end unless it is to be kept.
+
+        ``locks`` are descriptors whose locks are held until its VMs have ended, whatever ends us.
+        """
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", str(run.path), str(os.getpid())]
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", "run", str(run.path), str(os.getpid())]
         lock = run.path / _OWNER_LOCK
         soon = Deadline.after(5)  # `vm list` looks at the lock by taking it for a moment
-        with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper):
+        with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper, locks):
             try:
                 yield run
             finally:

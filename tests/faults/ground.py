@@ -47,6 +47,7 @@ class Experiment:
     check: int
     soak: int
     setup: Callable[[Ground], AbstractContextManager[Trial]]
+    asroot: bool = False
 
     def run(self, ground: Ground, count: int, first_seed: int) -> Iterator[tuple[int, str | None]]:
         """Run trials; yield each seed and, where it failed, how."""

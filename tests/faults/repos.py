@@ -335,7 +335,8 @@ def hostile(ground: Ground) -> Iterator[Trial]:
                     connection.sendall(f"GET /{export.token}/objects/".encode())
                     return
                 answer = b""
-                with suppress(ConnectionError):
+                # It may have hung up by then, which shows as one of several errors.
+                with suppress(OSError):
                     connection.sendall(_hostile(export, chance))
                     connection.shutdown(socket.SHUT_WR)
                     while chunk := connection.recv(65536):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
 from tests.faults.ground import Ground
+from tests.faults.guests import EXPERIMENTS as GUESTS
+from tests.faults.hostile import EXPERIMENTS as HOSTILE
+from tests.faults.kills import EXPERIMENTS as KILLS
+from tests.faults.powercut import EXPERIMENTS as POWERCUT
+from tests.faults.products import EXPERIMENTS as PRODUCTS
 from tests.faults.repos import EXPERIMENTS as REPOS
+from tests.faults.room import EXPERIMENTS as ROOM
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
 from tests.vm.place import made_place
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (*TEMPLATES, *REPOS)}
+_ALL = (*TEMPLATES, *REPOS, *KILLS, *POWERCUT, *ROOM, *GUESTS, *HOSTILE, *PRODUCTS)
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 
 
 def main() -> None:
@@ -26,6 +34,9 @@ def main() -> None:
     with made_place() as place:
         ground = Ground(place)
         for experiment in chosen:
+            if experiment.asroot and os.getuid() != 0:
+                print(f"{experiment.name}: left out, for it needs root", flush=True)
+                continue
             count = given.count or experiment.soak
             began, failures = time.monotonic(), 0
             for seed, how in experiment.run(ground, count, given.seed):

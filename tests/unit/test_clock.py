@@ -43,6 +43,7 @@ class FakeShell:
         deadline: Deadline,
         stdin: bytes = b"",
         on_stdout: Callable[[bytes], None] | None = None,
+        silence: float | None = None,
     ) -> Answer:
         assert stdin == bootstrap_file("guest/clock").read_bytes()
         if argv[2] == "set":

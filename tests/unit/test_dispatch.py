@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,3 +211,32 @@ def test_deployments_of_ostree_admin_status(tmp_path: Path) -> None:
         ["deployment", f"debian {b} 1"],
         ["at", f"/run/composer/sysroot/ostree/deploy/debian/deploy/{a}.0"],
     ]
+
+
+WATCH = {"beat-seconds": b"1", "stall-limit": b"2", "step-limit": b"3"}
+
+
+def test_a_long_step_beats_and_the_result_is_whole(tmp_path: Path) -> None:
+    busy = "end=$(($(date +%s) + 2)); while [ $(date +%s) -lt $end ]; do :; done"
+    many = 'i=0; while [ $((i += 1)) -le 300 ]; do result key "value $i"; done'
+    ran = dispatched(tmp_path, {"busy": step(busy), "many": step(many)}, WATCH | {"step-limit": b"60"})
+    assert ran.code == 0
+    assert [event["event"] for event in ran.events].count("beat") >= 1
+    assert len(ran.values) == 300
+
+
+@pytest.mark.parametrize("text", ["sleep 60", "kill -STOP $$", "while :; do :; done"])
+def test_a_step_without_end_is_ended(tmp_path: Path, text: str) -> None:
+    began = time.monotonic()
+    ran = dispatched(tmp_path, {"stuck": step(text), "never": step("result key x")}, WATCH)
+    assert time.monotonic() - began < 15
+    assert ran.code == 1
+    assert (ran.last["event"], ran.last["step"]) == ("failed", "stuck")
+    # Whether nothing is done is read off the whole machine, and this one does other things too.
+    assert re.match(r"it has done nothing for [23] s|it did not end in 3 s", ran.last["why"])
+
+
+def test_a_step_killed_for_want_of_memory_says_so(tmp_path: Path) -> None:
+    ran = dispatched(tmp_path, {"large": step("kill -9 $$")})
+    assert ran.code == 1
+    assert "memory" in ran.last["why"]

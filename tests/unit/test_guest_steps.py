@@ -52,7 +52,12 @@ def used_steps() -> set[str]:
     pulls = {step for transport in TRANSPORTS for step in PULL_STEPS[transport]}
     jobs = {name: value for name, value in vars(steps).items() if name.endswith("_STEPS")}
     assert jobs
-    return built | pulls | set(steps.update_steps(())) | {step for job in jobs.values() for step in job}
+    return (
+        built
+        | pulls
+        | set(steps.update_steps((), compact=True))
+        | {step for job in jobs.values() for step in job}
+    )
 
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: path.name)
@@ -90,6 +95,7 @@ def test_order_of_a_build() -> None:
         "pull",
         "deploy",
         "customise",
+        "check",
         "report",
         "finalise",
     ]

@@ -46,6 +46,7 @@ class RecordedShell:
         deadline: Deadline,
         stdin: bytes = b"",
         on_stdout: Callable[[bytes], None] | None = None,
+        silence: float | None = None,
     ) -> Answer:
         self.argv, self.stdin = argv, stdin
         for start in range(0, len(self._stdout), self._piece):

@@ -13,6 +13,7 @@ from composer.disk.manifest import (
     Deployment,
     Identity,
     Manifest,
+    Room,
     load_manifest,
     manifest_path,
     publish_disk,
@@ -20,6 +21,7 @@ from composer.disk.manifest import (
 )
 from composer.errors import BadInput, ComposerError
 
+ROOM = Room(size=2**30, free=2**20)
 Make = Callable[..., Manifest]
 OLD, NEW = "1" * 64, "2" * 64
 
@@ -172,7 +174,7 @@ def test_history_does_not_grow_for_ever(disk: Path) -> None:
     assert manifest is not None
     for number in range(150):
         deed = Deed(time="2030-01-01T00:00:00Z", what="update", commit=OLD, seconds=1.0, bytes=number)
-        manifest = manifest.after(deed, manifest.deployments, Identity.of(disk))
+        manifest = manifest.after(deed, manifest.deployments, Identity.of(disk), ROOM)
     assert [deed.bytes for deed in manifest.history] == list(range(50, 150))
 
 
@@ -205,4 +207,4 @@ def test_no_deployment_after_an_update(disk: Path) -> None:
     assert manifest is not None
     deed = Deed(time="", what="update", commit=NEW, seconds=1.0, bytes=0)
     with pytest.raises((ComposerError, ValueError)):
-        manifest.after(deed, (), Identity.of(disk))
+        manifest.after(deed, (), Identity.of(disk), ROOM)

@@ -234,3 +234,13 @@ def test_schema_has_every_key_and_no_more() -> None:
         table = schema if name == "Recipe" else schema["$defs"][name]
         assert table["additionalProperties"] is False
         assert set(table["properties"]) == set(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    "bomb", ["[" + "a." * 5000 + "b]", "a" + ".a" * 300 + " = 1", "x = " + "[" * 40 + "]" * 40]
+)
+def test_tables_without_end(tmp_path: Path, bomb: str) -> None:
+    path = tmp_path / "bomb.toml"
+    path.write_text(bomb)
+    with pytest.raises(RecipeErrors, match="nested more than"):
+        load_recipe(path, {})

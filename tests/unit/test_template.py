@@ -171,6 +171,10 @@ class FakeMachine:
     def running(self) -> bool:
         return self._runs
 
+    def check(self, doing: str) -> None:
+        if not self._runs:
+            raise self.death(doing)
+
     def death(self, doing: str) -> HelperDied:
         return HelperDied(f"the VM ended while {doing}")
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, update
 from composer.compose.workshop import Bench, Options, Workshop
 from composer.deadline import Deadline
-from composer.disk.manifest import Manifest, load_manifest, manifest_path
+from composer.disk.manifest import Manifest, Room, load_manifest, manifest_path
+from composer.disk.qcow2 import check_chain, check_disk
 from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
 from composer.helper.bootstrap import BootstrapImage
@@ -26,6 +28,7 @@ from composer.repo.local import Repo
 from composer.store.cache import Entry
 from composer.store.folders import Folders
 from composer.store.runs import Run
+from composer.store.work import Work
 
 OLD = "1" * 64
 
@@ -39,6 +42,8 @@ class FakeMachine:
 
     def running(self) -> bool:
         return True
+
+    def check(self, doing: str) -> None: ...
 
     def attach(self, disk: Disk) -> None:
         self.attached.append(disk)
@@ -86,6 +91,7 @@ class FakeShell:
         deadline: Deadline,
         stdin: bytes = b"",
         on_stdout: Callable[[bytes], None] | None = None,
+        silence: float | None = None,
     ) -> Answer:
         self.before()
         for line in self.lines:
@@ -107,7 +113,7 @@ class FakeWorkshop(Workshop):
         )
 
     @contextmanager
-    def bench(self, purpose: str, image: BootstrapImage) -> Iterator[Bench]:
+    def bench(self, purpose: str, image: BootstrapImage, work: Work | None = None) -> Iterator[Bench]:
         yield Bench(Run(Path("/none")), None, image, Abilities("qemu", "", "", ""))  # type: ignore[arg-type]
 
     @contextmanager
@@ -117,6 +123,7 @@ class FakeWorkshop(Workshop):
 
 def said(commit: str) -> list[object]:
     values = [["deployment", f"{commit} 1 demo os/good 7.1"], ["deployment", f"{OLD} 0 demo - -"]]
+    values += [["root-used", "1000000"], ["root-free", "2000000"]]
     return [{"event": "start", "step": "deploy"}, {"event": "result", "values": values}]
 
 
@@ -203,6 +210,91 @@ def test_a_disk_with_a_base_is_attached_with_it(
     assert target.backing is not None
     assert target.backing.below is not None
     assert target.backing.below.path == base
+
+
+@pytest.mark.parametrize("named", ["base.qcow2", "absolute"])
+def test_a_disk_on_a_base_stays_on_it_and_the_base_is_not_written(
+    workshop: FakeWorkshop, old_disk: Path, tmp_path: Path, named: str
+) -> None:
+    base = old_disk.with_name("base.qcow2")
+    old_disk.rename(base)
+    below = base if named == "absolute" else named
+    argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, old_disk]
+    subprocess.run(argv, check=True)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", old_disk], check=True)
+    before = base.read_bytes()
+    base.chmod(0o444)
+    update(workshop, old_disk, Overrides())
+    assert check_disk(old_disk).backing == str(below)
+    assert old_disk.stat().st_size < 2**20
+    read = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "read -P 7 0 64k", old_disk], capture_output=True)
+    assert b"Pattern verification failed" not in read.stdout
+    # Again and again, and the chain grows no longer.
+    update(workshop, old_disk, Overrides(compact=True))
+    assert len(check_chain(old_disk).bases) == 1
+    assert base.read_bytes() == before
+    update(workshop, old_disk, Overrides(flatten="always"))
+    assert check_disk(old_disk).backing is None
+
+
+def test_what_was_kept_and_pruned_is_told(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:
+    values = [
+        ["deployment", f"{commit} 1 demo os/good 7.1"],
+        ["root-used", "1000000"],
+        ["root-free", "2000000"],
+    ]
+    workshop.shell.lines = [{"event": "result", "values": values}]
+    outcome = update(workshop, old_disk, Overrides(keep=1))
+    assert [deployment.commit for deployment in outcome.pruned] == [OLD]
+    assert outcome.size == old_disk.stat().st_blocks * 512
+    assert outcome.manifest.root is not None
+    assert outcome.manifest.root.free == 2_000_000
+
+
+def test_a_full_root_file_system_is_told_before_a_helper_starts(
+    workshop: FakeWorkshop, old_disk: Path
+) -> None:
+    manifest = load_manifest(old_disk)
+    assert manifest is not None
+    full = manifest.model_copy(update={"root": Room(size=2**30, free=2**24)})
+    manifest_path(old_disk).write_text(full.model_dump_json())
+    with pytest.raises(BadInput, match="has room for 0 B more"):
+        update(workshop, old_disk, Overrides())
+    assert workshop.machine.attached == []
+
+
+def test_errors_tell_the_state_of_the_disk(workshop: FakeWorkshop, old_disk: Path) -> None:
+    def fail() -> None:
+        raise HelperDied("the VM ended")
+
+    workshop.shell.before = fail
+    with pytest.raises(HelperDied) as caught:
+        update(workshop, old_disk, Overrides())
+    assert caught.value.disk == f"{old_disk} is as it was before"
+
+
+def test_rollback(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:
+    update(workshop, old_disk, Overrides())
+    values = [["deployment", f"{OLD} 0 demo - -"], ["deployment", f"{commit} 1 demo os/good 7.1"]]
+    values += [["root-used", "1000000"], ["root-free", "2000000"]]
+    workshop.shell.lines = [{"event": "result", "values": values}]
+    outcome = rollback(workshop, old_disk)
+    assert outcome.manifest.commit == OLD
+    assert [deed.what for deed in outcome.manifest.history] == ["update", "rollback"]
+    assert outcome.pruned == ()
+    # The next update brings it back to what the ref names.
+    workshop.shell.lines = said(commit)
+    assert update(workshop, old_disk, Overrides()).manifest.commit == commit
+
+
+def test_rollback_wants_a_former_deployment(workshop: FakeWorkshop, old_disk: Path) -> None:
+    with pytest.raises(BadInput, match="one deployment alone"):
+        rollback(workshop, old_disk)
+    with old_disk.open("ab") as file:
+        file.truncate(old_disk.stat().st_size + 2**16)
+    with pytest.raises(BadInput, match="written to since"):
+        rollback(workshop, old_disk)
+    assert workshop.machine.attached == []
 
 
 @pytest.mark.parametrize("values", [[], [["deployment", f"{'3' * 64} 0 demo - -"]]])

@@ -1,0 +1,117 @@
+"""The commit protocol of whatever changes a disk: on an overlay, checked, and then in one rename.
+
+docs/safety.md has each point at which it may be cut off, and what is found then.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from composer.compose.build import deployments_of, room_of
+from composer.compose.target import overlay_target
+from composer.compose.workshop import Workshop
+from composer.disk import image
+from composer.disk.manifest import Deed, Deployment, Identity, Manifest, publish_disk
+from composer.disk.qcow2 import check_chain
+from composer.errors import ComposerError
+from composer.helper.bootstrap import BootstrapImage
+from composer.helper.job import JobResult
+from composer.helper.lease import Helper, HelperShape
+from composer.store.work import Work
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of a disk: ``act`` makes it in a helper that has the overlay attached.
+
+    ``commit`` is to be the default afterwards; ``moved`` tells the bytes brought in, once it is done.
+    """
+
+    verb: str
+    commit: str
+    act: Callable[[Helper], JobResult]
+    moved: Callable[[], int] = lambda: 0
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What a change came to; sizes in bytes, as the host's file system counts them."""
+
+    manifest: Manifest
+    result: JobResult
+    size: int
+    growth: int
+    pruned: tuple[Deployment, ...]
+
+
+def carry_out(
+    workshop: Workshop,
+    work: Work,
+    folder: Path,
+    manifest: Manifest,
+    helper: tuple[BootstrapImage, HelperShape],
+    edit: Edit,
+) -> Edited:
+    """Change a disk; ``folder`` lies beside it, ``manifest`` is what holds of it but for the change.
+
+    Until the new disk is finished and checked, the old one stays as it is, byte for byte.
+    """
+    disk, (bootstrap, shape) = work.disk, helper
+    overlay, new = folder / "overlay.qcow2", folder / disk.name
+    before, room = Identity.of(disk), disk.stat().st_blocks * 512
+    target = overlay_target(overlay, disk, workshop.deadline)
+    with (
+        workshop.bench(f"{edit.verb} {disk.name}", bootstrap, work) as bench,
+        workshop.helper(bench, shape) as running,
+    ):
+        running.machine.attach(target)
+        result = edit.act(running)
+        with workshop.reporter.phase("detach", "detaching the disk"):
+            running.machine.detach(target, workshop.deadline)
+    with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
+        _write_new(overlay, new, disk, manifest, workshop)
+        if Identity.of(disk) != before:
+            raise ComposerError(
+                f"{disk} was changed by somebody else while the {edit.verb} ran",
+                disk="the disk is as that other program left it; the work on it was dropped",
+                hint=f"composer {edit.verb} {disk}   once nothing else uses it",
+            )
+        _give_like(new, disk)
+        size = new.stat().st_blocks * 512
+        deed = Deed.done(edit.verb, edit.commit, edit.began, edit.moved())
+        after = manifest.after(deed, deployments_of(result), Identity.of(new), room_of(result))
+        publish_disk(new, disk, after)
+    left = {(deployment.commit, deployment.stateroot) for deployment in after.deployments}
+    pruned = [known for known in manifest.deployments if (known.commit, known.stateroot) not in left]
+    return Edited(after, result, size, size - room, tuple(pruned))
+
+
+def _write_new(overlay: Path, new: Path, disk: Path, manifest: Manifest, workshop: Workshop) -> None:
+    """Write what an overlay shows as the new disk, checked, by the policy ``flatten`` of the manifest.
+
+    'auto': a disk that stood on a base still does, on the same one, and no deeper; any other stands alone.
+    'always': it stands alone.
+    """
+    chain = check_chain(disk)
+    image.check(overlay, workshop.deadline)
+    if manifest.flatten == "always" or not chain.bases:
+        image.flatten(overlay, new, workshop.deadline)
+        image.check(new, workshop.deadline)
+        return
+    image.merge(overlay, disk, new, chain.bases[0], workshop.deadline)
+    image.check(new, workshop.deadline)
+    # As the disk said it, from where the disk lies.
+    image.rename_base(new, chain.header.backing or "", workshop.deadline)
+
+
+def _give_like(new: Path, disk: Path) -> None:
+    """Give a new disk the owner and mode of the one whose place it takes."""
+    status = disk.stat()
+    if os.geteuid() == 0:
+        os.chown(new, status.st_uid, status.st_gid)
+    new.chmod(status.st_mode & 0o777)

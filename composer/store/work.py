@@ -1,0 +1,92 @@
+"""Work on a disk: the disk's lock, and a folder beside it for what may take its place.
+
+The lock is a file beside the disk.  The companions of the work inherit it, so it is held until the last VM
+that could write has ended, even where the composer was killed.  A note in the cache says where work is
+going on, so that `composer gc` finds what was left wherever the disk lies.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.deadline import Deadline
+from composer.process import companion
+from composer.store.folders import written_beside
+from composer.store.locks import locked
+
+
+def _work_prefix(disk: Path) -> str:
+    return f".{disk.name}.work."
+
+
+def lock_path(disk: Path) -> Path:
+    """Return where the lock of a disk lies."""
+    return disk.with_name(f".{disk.name}.lock")
+
+
+def clear_folders(disk: Path) -> int:
+    """Remove what an earlier composer left beside a disk, the disk's lock held; return its bytes."""
+    freed = 0
+    for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}*"):
+        with suppress(OSError):
+            freed += sum(file.lstat().st_blocks * 512 for file in left.rglob("*"))
+        shutil.rmtree(left, ignore_errors=True)
+    return freed
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work on ``disk``, which may not exist yet; ``lock`` is the descriptor that holds its lock."""
+
+    disk: Path
+    lock: int
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield a folder beside the disk, on the same file system, for what may take its place."""
+        folder = Path(tempfile.mkdtemp(prefix=_work_prefix(self.disk), dir=self.disk.parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def working_on(disk: Path, notes: Path, purpose: str, wait: Deadline | None = None) -> Iterator[Work]:
+    """Hold the lock of a disk for the block; ``notes`` is the folder for the note of it.
+
+    Raises Busy, naming the holder, where another composer has it and ``wait`` is None or has passed.
+    """
+    what = f"the disk {disk}"
+    with locked(lock_path(disk), purpose=purpose, what=what, wait=wait) as lock:
+        clear_folders(disk)  # what an earlier composer left is nobody's now
+        note = _noted(disk, notes)
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
+        with companion([*reaper, "work", str(disk), str(os.getpid()), str(lock)], keeps=(lock,)):
+            yield Work(disk, lock)
+        note.unlink(missing_ok=True)
+
+
+def _noted(disk: Path, notes: Path) -> Path:
+    notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    note = notes / f"{hashlib.sha256(os.fsencode(disk)).hexdigest()[:32]}.json"
+    with written_beside(note, 0o600) as new:
+        new.write_text(json.dumps({"disk": os.fsencode(disk).hex()}))
+    return note
+
+
+def noted_disks(notes: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield each note, and the disk that it names."""
+    for note in sorted(notes.glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            yield note, Path(os.fsdecode(bytes.fromhex(json.loads(note.read_text())["disk"])))

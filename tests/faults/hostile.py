@@ -1,0 +1,362 @@
+"""Hostile disk headers and hostile recipes: refused at once, and nothing is opened or run on their behalf."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import string
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from composer.compose import steps
+from composer.disk import qcow2
+from composer.disk.qcow2 import check_chain
+from composer.errors import BadInput
+from composer.plan import Account, ProductFile
+from composer.recipe.load import LoadedRecipe, load_recipe
+from tests.faults.ground import Experiment, Ground, Trial
+
+_SECONDS = 1.0
+_BYTES = 256 * 2**20
+_NAMES = (
+    b"/etc/passwd", b"../../../etc/passwd", b"json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}",
+    b"nbd://127.0.0.1:10809", b"nbd:unix:/run/x", b"http://127.0.0.1/x", b"ssh://root@host/disk", b"fat:/etc",
+    b"\0/etc/passwd", b"base\xff.qcow2", b"secret.qcow2", b"", b"/dev/zero", b"/proc/self/mem", b"fifo", b".",
+    b"disk.qcow2", b"link.qcow2", b"a" * 1023, b"a" * 1024,
+)  # fmt: skip
+
+
+_STARTS = (
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "ctypes.dlopen",
+    "socket.connect", "socket.getaddrinfo",
+)  # fmt: skip
+
+
+class Watch:
+    """Notes what is opened and what is started; Python tells it of both (sys.addaudithook)."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.started: list[str] = []
+        self.on = False
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            self.opened.append(str(arguments[0]))
+        elif event in _STARTS:
+            self.started.append(event)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.opened.clear()
+        self.started.clear()
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+
+
+def header(chance: random.Random) -> bytes:
+    """Return a qcow2 header that is sound but for some of its fields."""
+    wild = (0, 1, 3, 2**31, 2**32 - 1, 2**63, 2**64 - 1, chance.randrange(2**64), chance.randrange(4096))
+
+    def field(sound: int, bits: int, odds: float = 0.15) -> int:
+        return chance.choice(wild) % 2**bits if chance.random() < odds else sound
+
+    name = chance.choice(_NAMES) if chance.random() < 0.6 else b""
+    extensions = b""
+    if chance.random() < 0.7:
+        extensions += struct.pack(">II", 0xE2792ACA, field(5, 32)) + b"qcow2\0\0\0"
+    if chance.random() < 0.2:
+        extensions += struct.pack(">II", 0x44415441, field(8, 32)) + b"/etc/pas"
+    extensions += struct.pack(">II", 0, 0)
+    place = 104 + len(extensions)
+    head = struct.pack(
+        ">4sIQIIQIIQQIIQ",
+        b"QFI\xfb" if chance.random() < 0.95 else chance.randbytes(4),
+        field(3, 32), field(place if name else 0, 64), field(len(name), 32), field(16, 32), field(2**30, 64),
+        field(0, 32), field(2, 32), field(0x30000, 64), field(0x10000, 64), field(1, 32), field(0, 32),
+        field(0, 64),
+    )  # fmt: skip
+    more = struct.pack(
+        ">QQQII",
+        chance.choice((0, 0, 0, 1, 2, 4, 8, 16, 32, 2**40)),
+        field(0, 64),
+        field(0, 64),
+        field(4, 32),
+        field(104, 32),
+    )
+    whole = head + more + extensions + name
+    if chance.random() < 0.15:
+        whole = whole[: chance.randrange(len(whole))]
+    return whole + bytes(chance.choice((0, 1, 512, 65536)))
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A folder with a disk whose header is hostile, and things that it may name; another has a secret."""
+
+    folder: Path
+    watch: Watch
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.qcow2"
+
+    def examine(self, raw: bytes) -> None:
+        """Have the gate look at a header; it may open files of the folder, in their turn, and no others."""
+        self.disk.write_bytes(raw)
+        began = time.monotonic()
+        with self.watch.watching(), suppress(BadInput):
+            check_chain(self.disk)
+        assert time.monotonic() - began < _SECONDS
+        foreign = [path for path in self.watch.opened if Path(path).resolve().parent != self.folder]
+        assert foreign == [], foreign
+        assert self.watch.started == []
+
+
+@contextmanager
+def _trap(ground: Ground) -> Iterator[Trap]:
+    folder = ground.place.folder / "trap"
+    folder.mkdir(exist_ok=True)
+    outside = ground.place.folder / "secret.qcow2"
+    outside.write_bytes(header(random.Random(0)))
+    with suppress(FileExistsError):
+        (folder / "link.qcow2").symlink_to(outside)
+    # Memory is limited for the block: a header must not make us ask for a table of its size.
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _BYTES, hard))
+    try:
+        yield Trap(folder.resolve(), Watch())
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def headers(ground: Ground) -> Iterator[Trial]:
+    """Headers with wild fields and names."""
+    with _trap(ground) as trap:
+        yield lambda chance: trap.examine(header(chance))
+
+
+def _lines_reached(call: Callable[[], None]) -> frozenset[tuple[int, int]]:
+    """Return the pairs of lines of the gate that a call goes through, one after the other."""
+    reached: set[tuple[int, int]] = set()
+    last = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal last
+        if frame.f_code.co_filename != qcow2.__file__:
+            return None
+        if event == "line":
+            reached.add((last, frame.f_lineno))
+            last = frame.f_lineno
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(former)
+    return frozenset(reached)
+
+
+@contextmanager
+def fuzz(ground: Ground) -> Iterator[Trial]:
+    """Coverage-guided: what reaches new lines of the gate is bred from."""
+    with _trap(ground) as trap:
+        corpus: list[bytes] = [header(random.Random(seed)) for seed in range(8)]
+        reached: set[tuple[int, int]] = set()
+
+        def trial(chance: random.Random) -> None:
+            for _ in range(50):
+                raw = bytearray(chance.choice(corpus))
+                for _ in range(chance.randrange(1, 6)):
+                    _mutate(raw, chance)
+                lines = _lines_reached(lambda raw=bytes(raw): trap.examine(raw))  # type: ignore[misc]
+                if lines - reached:
+                    reached.update(lines)
+                    corpus.append(bytes(raw))
+
+        yield trial
+
+
+def _mutate(raw: bytearray, chance: random.Random) -> None:
+    if not raw:
+        raw += b"QFI\xfb"
+    place = chance.randrange(min(len(raw), 200))
+    kind = chance.randrange(4)
+    if kind == 0:
+        raw[place] ^= 1 << chance.randrange(8)
+    elif kind == 1:
+        raw[place : place + 4] = struct.pack(">I", chance.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 104, 72)))
+    elif kind == 2:
+        raw[place:place] = chance.choice(_NAMES)
+    else:
+        del raw[place : place + chance.randrange(1, 16)]
+
+
+_NASTY = (
+    "$(touch pwned)", "`touch pwned`", "; touch pwned", "| touch pwned", "&& touch pwned", "'\"\\", "\n",
+    "\r\n", "\t", "\0", "\x1b[31m", "{{ 7*7 }}", "{% for i in range(10**9) %}x{% endfor %}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ cycler.__init__.__globals__ }}", "{{ 'a' * 10**10 }}", "{{ undefined_name }}", "../../etc/passwd",
+    "/",
+    "-rf", "--help", "%s%n", "日本", "😀", "é", "\u202e", "é" * 300, "a" * 5000, "*?[]", "~root", "$HOME",
+    "<&>", "]]>", "<!ENTITY x SYSTEM 'file:///etc/passwd'>", "file:///etc/passwd", "http://127.0.0.1:1/", " ",
+)  # fmt: skip
+
+
+def _nasty(chance: random.Random) -> str:
+    """Return text that somebody may hope to be run, or to be read as something else than text."""
+    parts = [chance.choice(_NASTY) for _ in range(chance.randrange(1, 3))]
+    if chance.random() < 0.3:
+        parts.append("".join(chance.choice(string.printable) for _ in range(chance.randrange(20))))
+    if chance.random() < 0.2:
+        parts.append("".join(chr(chance.randrange(1, 0xD7FF)) for _ in range(chance.randrange(10))))
+    chance.shuffle(parts)
+    return "".join(parts)
+
+
+def _toml(text: str) -> str:
+    """Return a TOML string; JSON's form is one, with the few escapes that differ."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def hostile_recipe(
+    chance: random.Random, keys: tuple[tuple[str, str], ...]
+) -> tuple[str, dict[tuple[str, str], str]]:
+    """Return a recipe with nasty text in some fields, and what that text is."""
+    nasty: dict[tuple[str, str], str] = {}
+
+    def value(section: str, key: str, sound: str) -> str:
+        if (section, key) in keys:
+            text = _nasty(chance)
+            nasty[section, key] = text
+            return _toml(text)
+        return sound
+
+    said = [
+        f'name = {value("", "name", _toml("demo"))}',
+        "[ostree]", f'repo = {value("ostree", "repo", _toml("repo"))}',
+        f'ref = {value("ostree", "ref", _toml("some/ref"))}',
+        f'stateroot = {value("ostree", "stateroot", _toml("demo"))}',
+        f'kargs = [{value("ostree", "kargs", _toml("quiet"))}]',
+        "[ostree.remote]", f'name = {value("remote", "name", _toml("origin"))}',
+        f'url = {value("remote", "url", _toml("https://example.org/repo"))}',
+        "[disk]", f'size = {value("disk", "size", _toml("4 GiB"))}',
+        "[system]", f'hostname = {value("system", "hostname", _toml("host"))}',
+        "[[users]]", f'name = {value("users", "name", _toml("admin"))}',
+        f'shell = {value("users", "shell", _toml("/bin/bash"))}',
+        f'groups = [{value("users", "groups", _toml("sudo"))}]',
+        f'password_hash = {value("users", "password_hash", _toml("$6$a$" + "b" * 86))}',
+        f'ssh_keys = [{value("users", "ssh_keys", _toml("ssh-ed25519 " + _KEY + " me"))}]',
+        "[[files]]", f'path = {value("files", "path", _toml("/etc/motd"))}',
+        f'content = {value("files", "content", _toml("hello"))}',
+        f'owner = {value("files", "owner", _toml("root"))}',
+        f'mode = {value("files", "mode", _toml("0644"))}',
+        "[output]", f'path = {value("output", "path", _toml("out.qcow2"))}',
+    ]  # fmt: skip
+    if chance.random() < 0.1:
+        bombs = ("x = " + "[" * 100_000, "a = {" * 5000, "[" + "a." * 50_000 + "b]", "n = " + "9" * 100_000)
+        said.append(chance.choice(bombs))
+    return "\n".join(said) + "\n", nasty
+
+
+_KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA"
+_FIELDS = (
+    ("", "name"), ("ostree", "repo"), ("ostree", "ref"), ("ostree", "stateroot"), ("ostree", "kargs"),
+    ("remote", "name"), ("remote", "url"), ("disk", "size"), ("system", "hostname"), ("users", "name"),
+    ("users", "shell"), ("users", "groups"), ("users", "password_hash"), ("users", "ssh_keys"),
+    ("files", "path"), ("files", "content"), ("files", "owner"), ("files", "mode"), ("output", "path"),
+)  # fmt: skip
+
+
+@contextmanager
+def recipes(ground: Ground) -> Iterator[Trial]:
+    """Recipes with templates, bombs and metacharacters in any field."""
+    folder = ground.place.folder / "recipes"
+    folder.mkdir(exist_ok=True)
+    (folder / "repo").mkdir(exist_ok=True)
+    watch, path = Watch(), folder / "hostile.toml"
+
+    def trial(chance: random.Random) -> None:
+        keys = tuple(chance.sample(_FIELDS, chance.choice((1, 1, 1, 2, 5))))
+        text, nasty = hostile_recipe(chance, keys)
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        before = {item.name for item in folder.iterdir()}
+        began = time.monotonic()
+        loaded: LoadedRecipe | None = None
+        with watch.watching(), suppress(BadInput):
+            loaded = load_recipe(path, {})
+        assert time.monotonic() - began < 5
+        assert watch.started == [], watch.started
+        assert {item.name for item in folder.iterdir()} == before
+        assert set(map(_folder_of, watch.opened)) <= {folder, *_library_folders()}, watch.opened
+        if loaded is not None:
+            _assert_exact(loaded, nasty)
+
+    yield trial
+
+
+def _folder_of(name: str) -> Path:
+    return Path(name).parent
+
+
+def _library_folders() -> set[Path]:
+    """Where Python itself reads: modules that are imported when they are first needed."""
+    return {Path(name).parent for module in list(sys.modules.values())
+            if (name := getattr(module, "__file__", None)) is not None} | {
+                Path(name).parent / "__pycache__" for module in list(sys.modules.values())
+                if (name := getattr(module, "__file__", None)) is not None}  # fmt: skip
+
+
+def _arrived(loaded: LoadedRecipe, key: tuple[str, str]) -> str | None:
+    """Return what became of a field, on its way to the guest; None where that is no text."""
+    recipe = loaded.recipe
+    (user,), (file,), remote = recipe.users, recipe.files, recipe.ostree.remote
+    account = Account(
+        user.name, user.shell, None, tuple(user.groups), user.password_hash, loaded.ssh_keys[user.name]
+    )
+    product = ProductFile(file.path, loaded.contents[file.path], file.mode, file.owner, file.group)
+    data = {("users", name): value for name, value in steps._account_data(account).items()}
+    data |= {("files", name): value for name, value in steps._file_data(product).items()}
+    data |= {
+        ("", "name"): recipe.name.encode(),
+        ("ostree", "ref"): recipe.ostree.ref.encode(),
+        ("ostree", "stateroot"): recipe.ostree.stateroot.encode(),
+        ("ostree", "repo"): recipe.ostree.repo.encode(),
+        ("system", "hostname"): (recipe.system.hostname or "").encode(),
+        ("remote", "url"): (remote.url if remote else "").encode(),
+        ("users", "password_hash"): (user.password_hash or "").encode(),
+    }
+    return data[key].decode() if key in data else None
+
+
+def _assert_exact(loaded: LoadedRecipe, nasty: dict[tuple[str, str], str]) -> None:
+    """Assert that a text which was taken and is no template reaches the guest as it was written."""
+    for key, text in nasty.items():
+        arrived = _arrived(loaded, key)
+        if arrived is not None and not any(mark in text for mark in ("{{", "{%", "{#")):
+            assert arrived == text, (key, text, arrived)
+
+
+EXPERIMENTS = (
+    Experiment("hostile-header", 200, 1000, headers),
+    Experiment("header-fuzz", 10, 1000, fuzz),
+    Experiment("hostile-recipe", 300, 10_000, recipes),
+)

@@ -1,0 +1,182 @@
+"""Products of one recipe share no identity, and what a recipe keeps secret is found nowhere else."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import random
+import shutil
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.ground import Experiment, Ground, Trial
+from tests.vm.place import HASH, REF, ostree
+
+_REF = "tiny/tree"
+_RECIPE = f"""
+name = "tiny"
+[ostree]
+repo = "repo"
+ref = "{_REF}"
+stateroot = "tiny"
+[bootstrap]
+ref = "{REF}"
+[disk]
+size = "256 MiB"
+firmware = "uefi"
+"""
+_FOLDERS = (
+    "usr/bin", "usr/etc/ssh", "usr/lib/modules/6.1", "boot", "dev", "proc", "sys", "run", "tmp", "var",
+    "sysroot",
+)  # fmt: skip
+# What a booted system has for itself alone (machine-id(5), systemd-random-seed(8), sshd(8)).
+_OWN = ("/etc/machine-id", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id")
+
+
+def _tiny_tree(ground: Ground) -> None:
+    """Commit a tree that can be deployed and holds next to nothing."""
+    tree = ground.place.folder / "tiny-tree"
+    for folder in _FOLDERS:
+        (tree / folder).mkdir(parents=True)
+    (tree / "ostree").symlink_to("sysroot/ostree")
+    (tree / "usr/bin/true").write_text("#!/bin/sh\n")
+    (tree / "usr/etc/hosts").write_text("127.0.0.1 localhost\n")
+    (tree / "usr/lib/os-release").write_text("ID=tiny\nVERSION_ID=1\nPRETTY_NAME=Tiny\n")
+    for name in ("vmlinuz", "initramfs.img"):
+        (tree / "usr/lib/modules/6.1" / name).write_text(name)
+    ostree(ground.repo.path, "commit", "-b", _REF, f"--tree=dir={tree}", "--owner-uid=0", "--owner-gid=0")
+    shutil.rmtree(tree)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition: its own GUID, its first and last sector (UEFI specification, 5.3.3)."""
+
+    guid: bytes
+    first: int
+    last: int
+
+
+class Raw:
+    """The inside of a disk, read on the host: it is our own."""
+
+    def __init__(self, disk: Path, raw: Path) -> None:
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, raw], check=True)
+        with raw.open("rb") as file:
+            file.seek(512)
+            head = file.read(512)
+            assert head[:8] == b"EFI PART"
+            (self.guid,), (count, size) = (
+                struct.unpack_from("16s", head, 56),
+                struct.unpack_from("<II", head, 80),
+            )
+            entries = file.read(count * size)
+        rows = [struct.unpack_from("<16s16sQQ", entries, number * size) for number in range(count)]
+        self.parts = [Part(guid, first, last) for kind, guid, first, last in rows if any(kind)]
+        root = max(self.parts, key=lambda part: part.last - part.first)
+        self._device = f"{raw}?offset={root.first * 512}"
+        self.raw = raw
+
+    def ids(self) -> set[str]:
+        """Every identifier that the disk's tables and file systems bear."""
+        found = {self.guid.hex(), *(part.guid.hex() for part in self.parts)}
+        for part in self.parts:
+            argv = ["/usr/sbin/blkid", "-p", "-o", "value", "-s", "UUID", "-O", str(part.first * 512)]
+            argv.append(str(self.raw))
+            found.add(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip())
+        return found - {""}
+
+    def debugfs(self, command: str) -> str:
+        argv = ["/usr/sbin/debugfs", "-R", command, self._device]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, errors="replace").stdout
+
+    def names(self, folder: str) -> list[str]:
+        """What lies in a folder of the root file system."""
+        rows = [line.split("/") for line in self.debugfs(f"ls -p {folder}").splitlines()]
+        return [row[5] for row in rows if len(row) > 6 and row[5] not in (".", "..")]
+
+    def assert_anonymous(self) -> None:
+        """Assert that nothing is on it that a system makes for itself at its first boot."""
+        for stateroot in self.names("/ostree/deploy"):
+            deployed = f"/ostree/deploy/{stateroot}/deploy"
+            names = [name for name in self.names(deployed) if not name.endswith(".origin")]
+            places = [f"{deployed}/{name}" for name in names]
+            assert places
+            for place in (*places, f"/ostree/deploy/{stateroot}"):
+                for own in _OWN:
+                    assert self.debugfs(f"cat {place}{own}").strip() in ("", "uninitialized"), (place, own)
+            for place in places:
+                assert [name for name in self.names(f"{place}/etc/ssh") if name.startswith("ssh_host_")] == []
+
+
+@contextmanager
+def identity(ground: Ground) -> Iterator[Trial]:
+    """Build after build of one recipe."""
+    place = ground.place
+    _tiny_tree(ground)
+    recipe = place.folder / "tiny.toml"
+    recipe.write_text(_RECIPE)
+    raw = place.folder / "inside.raw"
+    seen = Raw(ground.built.disk, raw).ids()
+    Raw(ground.built.disk, raw).assert_anonymous()
+
+    def trial(_chance: random.Random) -> None:
+        disk = place.folder / "tiny.qcow2"
+        ran = place.composer("build", recipe, "--force")
+        assert ran.code == 0, ran.stderr
+        inside = Raw(disk, raw)
+        ids = inside.ids()
+        assert len(ids) >= 5, ids
+        assert seen.isdisjoint(ids), seen & ids
+        seen.update(ids)
+        inside.assert_anonymous()
+
+    yield trial
+    raw.unlink()
+
+
+def _holds(path: Path, canary: bytes) -> bool:
+    if path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(canary) >= 0
+
+
+@contextmanager
+def secrets(ground: Ground) -> Iterator[Trial]:
+    """What a real build was told in secret: not in argv, logs, events, caches, or what others can read."""
+    built, place = ground.built, ground.place
+    canaries = (HASH.encode(), b"a 'quoted' $HOME `text`", HASH.rpartition("$")[2].encode())
+
+    def trial(_chance: random.Random) -> None:
+        said = (built.ran.stdout + built.ran.stderr + json.dumps(built.ran.events)).encode()
+        trace = built.trace.path.read_bytes()
+        assert b"execve(" in trace
+        for canary in canaries:
+            # The disk has it; were it not to be found there, nothing would have been looked for.
+            assert canary not in said
+            assert canary not in trace
+            for folder in (place.folder / "cache", place.runs):
+                for path in folder.rglob("*"):
+                    if path.is_file() and not path.is_symlink():
+                        assert not _holds(path, canary), path
+            manifest = built.disk.with_name(f"{built.disk.name}.manifest.json")
+            assert not _holds(manifest, canary)
+        assert _holds(built.disk, canaries[2])
+        assert stat.S_IMODE(built.disk.stat().st_mode) == 0o600
+        # A key that opens a helper lies in a folder that nobody else may enter.
+        for folder in (place.folder / "cache", place.runs):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    yield trial
+
+
+EXPERIMENTS = (
+    Experiment("identity", 20, 100, identity),
+    Experiment("secrets", 1, 1, secrets),
+)

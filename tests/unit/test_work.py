@@ -1,0 +1,148 @@
+"""Work on a disk: nothing of it outlives its composer, and `composer gc` finds what did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from composer.compose.gc import collect
+from composer.compose.workshop import Options
+from composer.errors import Busy
+from composer.events import Reporter, Tape
+from composer.store.folders import Folders
+from composer.store.locks import locked
+from composer.store.work import lock_path, noted_disks, working_on
+
+# Works on a disk until it is killed; its child takes a while to die, as a VM does.
+WORK = """
+import subprocess, sys, time
+from pathlib import Path
+from composer.store.work import working_on
+with working_on(Path(sys.argv[1]), Path(sys.argv[2]), "update") as work, work.folder() as folder:
+    (folder / "new.qcow2").write_bytes(bytes(100_000))
+    if sys.argv[3] != "0":
+        subprocess.Popen(["sleep", sys.argv[3]], pass_fds=[work.lock])
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def worker(disk: Path, notes: Path, outlived_by: float = 0) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", WORK, str(disk), str(notes), str(outlived_by or "0")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_empty(folder: Path, seconds: float) -> None:
+    began = time.monotonic()
+    while left := list(folder.iterdir()):
+        assert time.monotonic() - began < seconds, left
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "disks"
+    made.mkdir()
+    return made
+
+
+def test_work_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    with working_on(folder / "x.qcow2", tmp_path / "notes", "build") as work, work.folder() as place:
+        (place / "file").touch()
+        assert [disk for _, disk in noted_disks(tmp_path / "notes")] == [folder / "x.qcow2"]
+    assert list(folder.iterdir()) == []
+    assert list(noted_disks(tmp_path / "notes")) == []
+
+
+def test_a_killed_worker_leaves_nothing_beside_the_disk(folder: Path, tmp_path: Path) -> None:
+    with worker(folder / "x.qcow2", tmp_path / "notes") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_until_empty(folder, 5)
+
+
+def test_the_lock_outlives_a_killed_worker_while_anything_of_it_writes(folder: Path, tmp_path: Path) -> None:
+    disk = folder / "x.qcow2"
+    with worker(disk, tmp_path / "notes", 2) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        began = time.monotonic()
+        # The next one waits for that by itself: nobody is there who could be asked to end.
+        with working_on(disk, tmp_path / "notes", "update"):
+            assert 1 < time.monotonic() - began < 10
+    wait_until_empty(folder, 5)
+
+
+def test_a_living_holder_is_named_at_once(folder: Path, tmp_path: Path) -> None:
+    disk = folder / "x.qcow2"
+    with worker(disk, tmp_path / "notes") as process:
+        began = time.monotonic()
+        with (
+            pytest.raises(Busy, match=rf"pid {process.pid} on .* for update"),
+            working_on(disk, tmp_path, "x"),
+        ):
+            pass
+        assert time.monotonic() - began < 1
+
+
+def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> None:
+    folders = Folders.of(os.environ)
+    disk = folder / "odd name\n.qcow2"
+    other = folder / "other.qcow2"
+    for left in (disk, other):
+        (folder / f".{left.name}.work.abc").mkdir()
+        (folder / f".{left.name}.work.abc" / "overlay.qcow2").write_bytes(bytes(8192))
+        lock_path(left).touch()
+    with working_on(disk, folders.work, "update"):
+        (note,) = folders.work.iterdir()
+        crashed = note.read_bytes()
+    (folder / f".{disk.name}.work.abc").mkdir()
+    lock_path(disk).touch()
+    note.write_bytes(crashed)
+    (folder / "unrelated").touch()
+    collect(folders, Options(), Reporter(Tape()))
+    # Of the other disk there is no note: nobody said that this is ours.
+    assert {path.name for path in folder.iterdir()} == {
+        "unrelated",
+        f".{other.name}.work.abc",
+        lock_path(other).name,
+    }
+    assert list(folders.work.iterdir()) == []
+
+
+def test_gc_leaves_alone_what_is_being_worked_on(places: Path, folder: Path) -> None:
+    folders = Folders.of(os.environ)
+    with worker(folder / "x.qcow2", folders.work):
+        before = sorted(folder.rglob("*"))
+        collect(folders, Options(), Reporter(Tape()))
+        assert sorted(folder.rglob("*")) == before
+        assert len(list(folders.work.iterdir())) == 1
+
+
+def test_a_holder_that_is_late_to_say_who_it_is(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locked(lock, purpose="first", what="it"):
+        said = lock.read_bytes()
+        lock.write_bytes(b"")
+        writer = subprocess.Popen(["sh", "-c", 'sleep 0.2; cat >"$0"', lock], stdin=subprocess.PIPE)
+        assert writer.stdin is not None
+        writer.stdin.write(said)
+        writer.stdin.close()
+        with pytest.raises(Busy, match=f"pid {os.getpid()} "), locked(lock, purpose="second", what="it"):
+            pass
+        assert writer.wait(5) == 0
