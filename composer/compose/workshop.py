@@ -104,7 +104,7 @@ class Workshop:
     def work(self, disk: Path, verb: str) -> Iterator[Work]:
         """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
         wait = self.deadline if self.options.wait else None
-        with working_on(disk, self.folders.work, verb, wait) as work, told_of(disk):
+        with working_on(disk, self.folders, verb, wait) as work, told_of(disk):
             yield work
 
     @contextmanager

@@ -1,10 +1,10 @@
 """The companion of a running job: clears what the job had when the composer is gone.
 
-`python -m composer.store.reaper run FOLDER PID` ends the VMs of a run, whose folder that is, and
-`... work DISK PID LOCK` removes what lies beside a disk
-that was worked on; LOCK is the descriptor of its lock.  PID is the composer's, and a pipe
-from it is stdin.  libvirt starts QEMU with -no-shutdown, so that even a helper that has powered itself off
-leaves a process behind, and there is no daemon that would notice.
+`python -m composer.store.reaper run FOLDER ROOT` ends the VMs of a run, whose folder that is;
+`... work DISK ROOT LOCK` removes what lies beside a disk that was worked on; LOCK is the descriptor of its
+lock.  ROOT is where the composer's libvirt driver kept its state, and a pipe from the composer is stdin.
+libvirt starts QEMU with -no-shutdown, so that even a helper that has powered itself off leaves a process
+behind, and there is no daemon that would notice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.store.locks import remove_when_free
-from composer.store.runs import Run, driver_root
+from composer.store.runs import Run
 from composer.store.work import clear_folders, lock_path
 
 # A QEMU that libvirt was about to start as its composer died appears a moment later.
@@ -31,23 +31,20 @@ def main() -> None:
     """Wait for the end of stdin, then clear what the composer left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    kind, path, composer = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    kind, path, root = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     # A composer that ends in order says so; one that dies cannot.
     died = not sys.stdin.buffer.read()
     if kind == "run":
-        _end_run(Run(path), composer, died=died)
+        run = Run(path)
+        if run.path.exists() and not run.kept:
+            _clear(run)
     elif died:
         # We inherited the lock, and so did those who end its VMs.
         clear_folders(path)
         os.close(int(sys.argv[4]))
         remove_when_free(lock_path(path), Deadline.after(_LONGEST_SECONDS))
-
-
-def _end_run(run: Run, composer: int, *, died: bool) -> None:
-    if run.path.exists() and not run.kept:
-        _clear(run)
-    if died:  # otherwise its root is still in use
-        shutil.rmtree(driver_root(run.path.parent, composer), ignore_errors=True)
+    if died:  # otherwise it is still in use
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _clear(run: Run) -> None:

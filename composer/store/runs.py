@@ -165,7 +165,8 @@ class Runs:
         """
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", "run", str(run.path), str(os.getpid())]
+        root = str(driver_root(self.folder, os.getpid()))
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", "run", str(run.path), root]
         lock = run.path / _OWNER_LOCK
         soon = Deadline.after(5)  # `vm list` looks at the lock by taking it for a moment
         with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper, locks):

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.process import companion
-from composer.store.folders import written_beside
+from composer.store.folders import Folders, written_beside
 from composer.store.locks import locked
+from composer.store.runs import driver_root
 
 
 def _work_prefix(disk: Path) -> str:
@@ -62,17 +63,18 @@ class Work:
 
 
 @contextmanager
-def working_on(disk: Path, notes: Path, purpose: str, wait: Deadline | None = None) -> Iterator[Work]:
-    """Hold the lock of a disk for the block; ``notes`` is the folder for the note of it.
+def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None = None) -> Iterator[Work]:
+    """Hold the lock of a disk for the block.
 
     Raises Busy, naming the holder, where another composer has it and ``wait`` is None or has passed.
     """
     what = f"the disk {disk}"
     with locked(lock_path(disk), purpose=purpose, what=what, wait=wait) as lock:
         clear_folders(disk)  # what an earlier composer left is nobody's now
-        note = _noted(disk, notes)
+        note = _noted(disk, folders.work)
         reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
-        with companion([*reaper, "work", str(disk), str(os.getpid()), str(lock)], keeps=(lock,)):
+        root = driver_root(folders.runs, os.getpid())
+        with companion([*reaper, "work", str(disk), str(root), str(lock)], keeps=(lock,)):
             yield Work(disk, lock)
         note.unlink(missing_ok=True)
 

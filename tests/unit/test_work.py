@@ -25,8 +25,10 @@ from composer.store.work import lock_path, noted_disks, working_on
 WORK = """
 import subprocess, sys, time
 from pathlib import Path
+from composer.store.folders import Folders
 from composer.store.work import working_on
-with working_on(Path(sys.argv[1]), Path(sys.argv[2]), "update") as work, work.folder() as folder:
+folders = Folders(Path(sys.argv[2]), Path(sys.argv[2]))
+with working_on(Path(sys.argv[1]), folders, "update") as work, work.folder() as folder:
     (folder / "new.qcow2").write_bytes(bytes(100_000))
     if sys.argv[3] != "0":
         subprocess.Popen(["sleep", sys.argv[3]], pass_fds=[work.lock])
@@ -36,8 +38,8 @@ with working_on(Path(sys.argv[1]), Path(sys.argv[2]), "update") as work, work.fo
 
 
 @contextmanager
-def worker(disk: Path, notes: Path, outlived_by: float = 0) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-c", WORK, str(disk), str(notes), str(outlived_by or "0")]
+def worker(disk: Path, folders: Folders, outlived_by: float = 0) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", WORK, str(disk), str(folders.cache), str(outlived_by or "0")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -45,6 +47,10 @@ def worker(disk: Path, notes: Path, outlived_by: float = 0) -> Iterator[subproce
             yield process
         finally:
             process.kill()
+
+
+def folders_in(folder: Path) -> Folders:
+    return Folders(folder, folder)
 
 
 def wait_until_empty(folder: Path, seconds: float) -> None:
@@ -62,15 +68,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_work_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    with working_on(folder / "x.qcow2", tmp_path / "notes", "build") as work, work.folder() as place:
+    with working_on(folder / "x.qcow2", folders_in(tmp_path), "build") as work, work.folder() as place:
         (place / "file").touch()
-        assert [disk for _, disk in noted_disks(tmp_path / "notes")] == [folder / "x.qcow2"]
+        assert [disk for _, disk in noted_disks(folders_in(tmp_path).work)] == [folder / "x.qcow2"]
     assert list(folder.iterdir()) == []
-    assert list(noted_disks(tmp_path / "notes")) == []
+    assert list(noted_disks(folders_in(tmp_path).work)) == []
 
 
 def test_a_killed_worker_leaves_nothing_beside_the_disk(folder: Path, tmp_path: Path) -> None:
-    with worker(folder / "x.qcow2", tmp_path / "notes") as process:
+    with worker(folder / "x.qcow2", folders_in(tmp_path)) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_until_empty(folder, 5)
@@ -78,23 +84,23 @@ def test_a_killed_worker_leaves_nothing_beside_the_disk(folder: Path, tmp_path: 
 
 def test_the_lock_outlives_a_killed_worker_while_anything_of_it_writes(folder: Path, tmp_path: Path) -> None:
     disk = folder / "x.qcow2"
-    with worker(disk, tmp_path / "notes", 2) as process:
+    with worker(disk, folders_in(tmp_path), 2) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
         began = time.monotonic()
         # The next one waits for that by itself: nobody is there who could be asked to end.
-        with working_on(disk, tmp_path / "notes", "update"):
+        with working_on(disk, folders_in(tmp_path), "update"):
             assert 1 < time.monotonic() - began < 10
     wait_until_empty(folder, 5)
 
 
 def test_a_living_holder_is_named_at_once(folder: Path, tmp_path: Path) -> None:
     disk = folder / "x.qcow2"
-    with worker(disk, tmp_path / "notes") as process:
+    with worker(disk, folders_in(tmp_path)) as process:
         began = time.monotonic()
         with (
             pytest.raises(Busy, match=rf"pid {process.pid} on .* for update"),
-            working_on(disk, tmp_path, "x"),
+            working_on(disk, folders_in(tmp_path), "x"),
         ):
             pass
         assert time.monotonic() - began < 1
@@ -108,7 +114,7 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
         (folder / f".{left.name}.work.abc").mkdir()
         (folder / f".{left.name}.work.abc" / "overlay.qcow2").write_bytes(bytes(8192))
         lock_path(left).touch()
-    with working_on(disk, folders.work, "update"):
+    with working_on(disk, folders, "update"):
         (note,) = folders.work.iterdir()
         crashed = note.read_bytes()
     (folder / f".{disk.name}.work.abc").mkdir()
@@ -127,7 +133,7 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
 
 def test_gc_leaves_alone_what_is_being_worked_on(places: Path, folder: Path) -> None:
     folders = Folders.of(os.environ)
-    with worker(folder / "x.qcow2", folders.work):
+    with worker(folder / "x.qcow2", folders):
         before = sorted(folder.rglob("*"))
         collect(folders, Options(), Reporter(Tape()))
         assert sorted(folder.rglob("*")) == before

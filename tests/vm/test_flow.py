@@ -186,3 +186,23 @@ def test_failed_unit_fails_verify_and_leaves_console_and_screenshot(
     assert str(tmp_path / "kept") in verified.stderr
     assert "multi-user.target" in (tmp_path / "kept" / "bios.console.log").read_text(errors="replace")
     assert (tmp_path / "kept" / "bios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rollback_boots_the_former_commit_again(place: Place, repo: Repo, fresh: Path) -> None:
+    updated = place.composer("update", fresh)
+    assert updated.code == 0, updated.stderr
+    back = place.composer("rollback", fresh)
+    assert back.code == 0, back.stderr
+    assert repo.first[:12] in back.stdout
+    verified = place.composer("verify", fresh)
+    assert verified.code == 0, verified.stderr
+    assert repo.first[:12] in verified.stdout
+    said = json.loads(place.composer("inspect", fresh, "--deep", "--json").stdout)
+    assert [found["commit"] for found in said["deep"]["deployments"]] == [repo.first, repo.second]
+    kargs = said["deep"]["kargs"]
+    assert all("console=ttyS0,115200" in line and "composer.rollback" not in line for line in kargs)
+    # Nothing is pulled anew; what nothing needs is removed, and its room given back.
+    compact = place.composer("update", fresh, "--compact", "--keep", "1")
+    assert compact.code == 0, compact.stderr
+    assert f"{repo.first[:12]} pruned" in compact.stdout
+    assert "shrank" in compact.stdout
