@@ -24,7 +24,8 @@ from composer.cli.rollback import rollback
 from composer.cli.update import update
 from composer.cli.verify import verify
 from composer.cli.vm import vm
-from composer.errors import ComposerError
+from composer.compose.workshop import FREE_ROOM
+from composer.errors import ComposerError, NoSpace
 
 _INTERRUPTED = 130
 
@@ -86,9 +87,8 @@ def _as_known(error: Exception) -> ComposerError:
 def _from_os(error: OSError) -> ComposerError:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ComposerError(
+        return NoSpace(
             f"no space left on the host{where}",
-            hint="composer gc --older-than 14   frees what lay unused so long; df -h   tells where",
-            disk="the disk is as it was before",
+            hint=FREE_ROOM,
         )
     return ComposerError(f"{error.strerror or error}{where}")

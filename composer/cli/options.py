@@ -6,10 +6,10 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -101,7 +101,8 @@ def session(job: JobOptions) -> Iterator[Session]:
         monitors: list[Monitor] = [tape, shown]
         if job.events is not None:
             try:
-                file = stack.enter_context(job.events.open("w", encoding="utf-8"))
+                file = job.events.open("w", encoding="utf-8")
+                stack.callback(_closed, file)
             except OSError as error:
                 raise BadInput(f"cannot write the events to {job.events}: {error.strerror}") from error
             monitors.append(JsonLines(file))
@@ -114,6 +115,12 @@ def session(job: JobOptions) -> Iterator[Session]:
             deadline=Deadline.after(job.options.timeout),
         )
         yield Session(workshop, tape)
+
+
+def _closed(file: IO[str]) -> None:
+    """Close the file of events; what it could not write any more is no fault of the job."""
+    with suppress(OSError):
+        file.close()
 
 
 def tell_outcome(made: Session, disk: Path, outcome: Outcome, text: str) -> None:

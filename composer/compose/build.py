@@ -27,8 +27,8 @@ from composer.disk.manifest import (
     TlsFiles,
     load_manifest,
     publish_disk,
-    settle,
 )
+from composer.disk.qcow2 import overlays_on
 from composer.errors import BadInput, ComposerError
 from composer.export.delta import Wanted
 from composer.helper.bootstrap import BootstrapImage
@@ -89,7 +89,6 @@ def _build(
     tree = repo.tree(commit, workshop.deadline)
     plan = make_plan(loaded, source.named, tree)
     with workshop.work(disk, "build") as work:
-        settle(disk)
         present = load_manifest(disk)
         if disk.exists() and not force:
             if present is None:
@@ -107,6 +106,8 @@ def _build(
                     f"{disk} was written to since the composer's last job; a build would lose that",
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
+        if disk.exists() and (overlays := overlays_on(disk)):
+            raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, work, plan, source, repo, settings, loaded)
 
@@ -121,6 +122,7 @@ def _make(
     loaded: LoadedRecipe,
 ) -> Outcome:
     disk, began = work.disk, time.monotonic()
+    before = Identity.of(disk) if disk.exists() else None
     if settings.commit != plan.source.commit:
         workshop.fetch(source, settings.ref, settings.commit)
     bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan, ()))
@@ -139,7 +141,13 @@ def _make(
             manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)
             if manifest.commit != plan.source.commit:
                 raise ComposerError("the helper does not report the commit as the default deployment")
-            publish_disk(new, disk, manifest)
+            if before != (Identity.of(disk) if disk.exists() else None):
+                raise ComposerError(
+                    f"{disk} was changed by somebody else while the build ran",
+                    disk="the disk is as that other program left it; the build was dropped",
+                    hint="composer build RECIPE   once nothing else uses it",
+                )
+            manifest = publish_disk(new, disk, manifest)
     return Outcome(disk, manifest, True, supply.moved.bytes, supply.moved.objects)
 
 

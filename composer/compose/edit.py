@@ -16,8 +16,8 @@ from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop
 from composer.disk import image
 from composer.disk.manifest import Deed, Deployment, Identity, Manifest, publish_disk
-from composer.disk.qcow2 import check_chain
-from composer.errors import ComposerError
+from composer.disk.qcow2 import check_chain, check_disk, overlays_on
+from composer.errors import BadInput, ComposerError
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.job import JobResult
 from composer.helper.lease import Helper, HelperShape
@@ -63,7 +63,8 @@ def carry_out(
     """
     disk, (bootstrap, shape) = work.disk, helper
     overlay, new = folder / "overlay.qcow2", folder / disk.name
-    before, room = Identity.of(disk), disk.stat().st_blocks * 512
+    before, room = _standing(disk), disk.stat().st_blocks * 512
+    check_replaceable(disk, edit.verb)
     target = overlay_target(overlay, disk, workshop.deadline)
     with (
         workshop.bench(f"{edit.verb} {disk.name}", bootstrap, work) as bench,
@@ -75,7 +76,8 @@ def carry_out(
             running.machine.detach(target, workshop.deadline)
     with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
         _write_new(overlay, new, disk, manifest, workshop)
-        if Identity.of(disk) != before:
+        check_replaceable(disk, edit.verb)
+        if _standing(disk) != before:
             raise ComposerError(
                 f"{disk} was changed by somebody else while the {edit.verb} ran",
                 disk="the disk is as that other program left it; the work on it was dropped",
@@ -85,10 +87,36 @@ def carry_out(
         size = new.stat().st_blocks * 512
         deed = Deed.done(edit.verb, edit.commit, edit.began, edit.moved())
         after = manifest.after(deed, deployments_of(result), Identity.of(new), room_of(result))
-        publish_disk(new, disk, after)
+        after = publish_disk(new, disk, after)
     left = {(deployment.commit, deployment.stateroot) for deployment in after.deployments}
     pruned = [known for known in manifest.deployments if (known.commit, known.stateroot) not in left]
     return Edited(after, result, size, size - room, tuple(pruned))
+
+
+def check_replaceable(disk: Path, verb: str) -> None:
+    """Raise BadInput where another file in the place of a disk would lose or harm something."""
+    if check_disk(disk).snapshots:
+        raise BadInput(
+            f"{disk} has internal snapshots, which the {verb} would lose",
+            hint=f"qemu-img snapshot -l {disk}   lists them, -d NAME deletes one",
+        )
+    if overlays := overlays_on(disk):
+        names = ", ".join(path.name for path in overlays[:3])
+        raise BadInput(
+            f"{disk} is the base of {names}, which the {verb} would make unreadable",
+            hint=f"composer {verb} {overlays[0]}   changes that one and leaves its base alone",
+        )
+
+
+def room_for(disk: Path, manifest: Manifest) -> int:
+    """Return the bytes that a new disk in the place of one may take, what an update brings aside."""
+    bases = check_chain(disk).bases if manifest.flatten == "always" else ()
+    return sum(path.stat().st_size for path in (disk, *bases))
+
+
+def _standing(disk: Path) -> list[Identity]:
+    """Return the identities of a disk and of what it stands on."""
+    return [Identity.of(path) for path in (disk, *check_chain(disk).bases)]
 
 
 def _write_new(overlay: Path, new: Path, disk: Path, manifest: Manifest, workshop: Workshop) -> None:

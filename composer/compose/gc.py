@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from composer.compose.source import clear_remote
 from composer.compose.workshop import Options
 from composer.deadline import Deadline
 from composer.disk.manifest import settle
@@ -45,6 +46,7 @@ def collect(
         for name in Runs(folders.runs).clear_leftovers():
             reporter.note("gc", f"cleared the helper {name}, whose composer is gone")
         freed += _collect_work(folders.work, reporter)
+        clear_remote(folders.cache / "remote")
     images, templates = bootstrap.cache_of(folders.cache), template.cache_of(folders.cache)
     caches = (images, templates, delta.cache_of(folders.cache))
     if days is not None:
@@ -73,13 +75,14 @@ def _collect_work(notes: Path, reporter: Reporter) -> int:
     freed = 0
     for note, disk in noted_disks(notes):
         try:
-            if disk.parent.is_dir():
-                with locked(lock_path(disk), purpose="gc", what=str(disk)):
-                    settle(disk)
-                    left = clear_folders(disk)
-                reporter.note("gc", f"cleared what a killed composer left beside {disk}, {show_size(left)}")
-                freed += left
-            note.unlink()
+            if not disk.parent.is_dir():  # it may be a file system that is not mounted now
+                continue
+            with locked(lock_path(disk), purpose="gc", what=str(disk)):
+                settle(disk)
+                left = clear_folders(disk)
+                note.unlink()
+            reporter.note("gc", f"cleared what a killed composer left beside {disk}, {show_size(left)}")
+            freed += left
         except Busy:
             continue  # it is being worked on
         except (ComposerError, OSError) as error:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from composer.compose import steps
 from composer.compose.build import Outcome
-from composer.compose.edit import Edit, carry_out
+from composer.compose.edit import Edit, carry_out, room_for
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop, check_room
-from composer.disk.manifest import Deployment, Identity, Manifest, settle
+from composer.disk.manifest import Deployment, Identity, Manifest
 from composer.errors import BadInput
 from composer.helper.job import Job, JobResult, run_job
 from composer.helper.lease import Helper, HelperShape
@@ -23,15 +23,15 @@ def rollback(workshop: Workshop, disk: Path) -> Outcome:
     """
     former_of(known_disk(disk), disk)
     with workshop.work(disk, "rollback") as work, workshop.folder(work) as folder:
-        settle(disk)
         manifest = known_disk(disk)
         former = former_of(manifest, disk)
-        check_room(disk.parent, disk.stat().st_size, "the changed disk")
+        check_room(disk.parent, room_for(disk, manifest), "the changed disk")
         bootstrap = bootstrap_for(workshop, manifest, None, steps.ROLLBACK_STEPS)
         data = {
             **steps.partition_data(manifest.partitions),
             "stateroot": former.stateroot.encode(),
             "commit": former.commit.encode(),
+            "serial": str(former.serial).encode(),
         }
 
         def act(helper: Helper) -> JobResult:

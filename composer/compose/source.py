@@ -6,7 +6,9 @@ it is made from that.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,12 +128,28 @@ def opened_source(
     try:
         upstream.check()
         with (
-            tempfile.TemporaryDirectory(prefix=".remote.", dir=cache) as place,
-            http_export(Path(place), _Filler(upstream, Path(place))) as through,
+            _place_in(cache / "remote") as place,
+            http_export(place, _Filler(upstream, place)) as through,
         ):
             yield RepoSource(upstream.url, trust, checked, deadline, None, through)
     finally:
         upstream.close()
+
+
+@contextmanager
+def _place_in(folder: Path) -> Iterator[Path]:
+    """Yield a folder of this process; what dead ones left there is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_remote(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}.", dir=folder) as place:
+        yield Path(place)
+
+
+def clear_remote(folder: Path) -> None:
+    """Remove what was downloaded for processes that are dead."""
+    for left in folder.glob("*.*"):
+        if not Path(f"/proc/{left.name.partition('.')[0]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from composer.compose import steps
 from composer.compose.build import Outcome, keys_of, tls_files_of
-from composer.compose.edit import Edit, Edited, carry_out
+from composer.compose.edit import Edit, Edited, carry_out, check_replaceable, room_for
 from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.workshop import Workshop, check_room
-from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest, settle
+from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
 from composer.export.delta import Wanted
@@ -71,13 +71,8 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
     disk itself is replaced at the very end, by a finished and checked one, in one rename.
     """
     known_disk(disk)  # what is wrong with the disk is told before anything is locked or made
-    if check_disk(disk).snapshots:
-        raise BadInput(
-            f"{disk} has internal snapshots, which an update would lose",
-            hint=f"qemu-img snapshot -l {disk}   lists them, -d NAME deletes one",
-        )
+    check_replaceable(disk, "update")
     with workshop.work(disk, "update") as work:
-        settle(disk)
         present = known_disk(disk)
         manifest = _overridden(present, overrides)
         with source_for(workshop, manifest) as source:
@@ -93,7 +88,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
             check_bootable(repo.kernel_tree(commit, workshop.deadline))
-            check_room(disk.parent, disk.stat().st_size, "the updated disk")
+            check_room(disk.parent, room_for(disk, manifest), "the updated disk")
             # A disk that booted since may have dropped what its manifest names.
             have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
             wanted = Wanted(commit, frozenset(have), manifest.commit if unchanged and newer else None)

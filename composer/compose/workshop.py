@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
-from composer.disk.manifest import Identity
-from composer.errors import BadInput, ComposerError, TemplateUnusable
+from composer.disk.manifest import Identity, settle
+from composer.errors import BadInput, ComposerError, NoSpace, TemplateUnusable
 from composer.events import Reporter
 from composer.helper import hypervisor, lease, probe
 from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
@@ -33,6 +34,7 @@ from composer.store.work import Work, working_on
 
 # qcow2 grows by clusters and tables; with less than this left the next write may not fit.
 _ALMOST_NOTHING = 4 * 2**20
+FREE_ROOM = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
 _NOT_CLONABLE = (
     "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
     "so clones of it would draw the same randomness"
@@ -105,6 +107,7 @@ class Workshop:
         """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
         wait = self.deadline if self.options.wait else None
         with working_on(disk, self.folders, verb, wait) as work, told_of(disk):
+            settle(disk)
             yield work
 
     @contextmanager
@@ -275,12 +278,12 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     except (ComposerError, OSError) as error:
         if shutil.disk_usage(folder).free >= _ALMOST_NOTHING:
             raise
-        raise ComposerError(
+        raise NoSpace(
             f"no space left in {folder}",
-            hint=f"df -h {folder}   tells what there is; then the same command again",
-            disk="the disk is as it was before",
+            hint=f"df -h {folder.parent}   tells what there is; then the same command again",
             detail=str(error),
             log=getattr(error, "log", None),
+            step=getattr(error, "step", None),
         ) from error
 
 
@@ -288,15 +291,23 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 def told_of(disk: Path) -> Iterator[None]:
     """Have errors say what state the disk is in."""
     before = _identity(disk)
+
+    def state() -> str:
+        if before != _identity(disk):
+            return f"{disk} is the new one"
+        return f"{disk} is as it was before" if before else f"there is no {disk}, as before"
+
     try:
         yield
     except ComposerError as error:
         if error.disk is None and not isinstance(error, BadInput):
-            same = before == _identity(disk)
-            error.disk = f"{disk} is as it was before" if same else f"{disk} is the new one"
-            if before is None and same:
-                error.disk = f"there is no {disk}, as before"
+            error.disk = state()
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        raise NoSpace(f"no space left on the host{where}", hint=FREE_ROOM, disk=state()) from error
 
 
 def _identity(disk: Path) -> Identity | None:

@@ -1,8 +1,8 @@
 """The manifest beside a disk: what is on it, where that came from, and what was done to it.
 
 `DISK.manifest.json`.  Disk and manifest are two files and so two renames; a manifest that is about to
-take effect waits as `.next` with the size and time of the disk that it belongs to, and whoever comes
-next knows by these whether the disk's rename happened.
+take effect waits as `.next` with the inode, size and time of the disk that it belongs to, and whoever
+comes next knows by these whether the disk's rename happened, also where somebody booted the disk first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composer.errors import BadInput, ComposerError
-from composer.store.folders import fsync_path, publish, written_beside
+from composer.store.folders import publish, written_beside
 
 _FORMAT = 1
 _HISTORY = 100
@@ -140,6 +140,7 @@ class Manifest(_Data):
     deployments: tuple[Deployment, ...] = Field(min_length=1)
     disk: Identity
     root: Room | None = None
+    inode: int | None = None
     history: tuple[Deed, ...] = ()
 
     @property
@@ -184,15 +185,13 @@ def load_manifest(disk: Path) -> Manifest | None:
 
     One that waits for its disk counts if the disk is already there.  Raises BadInput for a damaged one.
     """
-    waiting, settled = _next_path(disk), manifest_path(disk)
-    if waiting.exists() and disk.exists():
-        try:
-            manifest = _parse(waiting)
-        except BadInput:
-            manifest = None  # its writing was cut off, so the disk was not renamed either
-        if manifest and manifest.disk == Identity.of(disk):
-            return manifest
-    return _parse(settled) if settled.exists() else None
+    waiting = _waiting(disk)
+    if waiting is not None:
+        return waiting
+    try:
+        return _parse(manifest_path(disk))
+    except FileNotFoundError:
+        return None
 
 
 def settle(disk: Path) -> None:
@@ -202,27 +201,37 @@ def settle(disk: Path) -> None:
         left.unlink()
     if not waiting.exists():
         return
-    if load_manifest(disk) is not None and _belongs(waiting, disk):
+    if _waiting(disk) is not None:
         publish(waiting, manifest_path(disk))
     else:
         waiting.unlink()
 
 
-def _belongs(waiting: Path, disk: Path) -> bool:
+def _waiting(disk: Path) -> Manifest | None:
+    """Return the manifest that waits for its disk, where that is there."""
     try:
-        return disk.exists() and _parse(waiting).disk == Identity.of(disk)
-    except BadInput:
-        return False
+        manifest, status = _parse(_next_path(disk)), disk.stat()
+    # Its writing was cut off, so the disk was not renamed either; or there is none, or no disk.
+    except (BadInput, FileNotFoundError):
+        return None
+    if manifest.disk == Identity.of(disk):
+        return manifest
+    # Written to since, as by a boot; a file that took over a freed inode is a rare thing, and older.
+    written = manifest.inode == status.st_ino and status.st_mtime_ns >= manifest.disk.mtime_ns
+    return manifest if written else None
 
 
-def publish_disk(new: Path, disk: Path, manifest: Manifest) -> None:
-    """Put a finished disk and its manifest in place; a crash leaves the old pair or the new one.
+def publish_disk(new: Path, disk: Path, manifest: Manifest) -> Manifest:
+    """Put a finished disk and its manifest in place, and return that; a crash leaves the old pair or the new.
 
     ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.
     """
-    waiting = _next_path(disk)
-    with written_beside(waiting) as beside:
+    manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
+    with written_beside(_next_path(disk)) as beside:
         beside.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
-    publish(new, disk)
-    waiting.replace(manifest_path(disk))
-    fsync_path(disk.parent)
+    try:
+        publish(new, disk)
+    finally:
+        # Whatever came in between, an interrupt also: it counts if the rename happened, and goes if not.
+        settle(disk)
+    return manifest

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,18 @@ def check_chain(path: Path) -> Checked:
         bases.append(above)
         current = _read(above, seen)
     raise BadInput(f"{path} has more than {_DEEPEST_CHAIN} backing files below it")
+
+
+def overlays_on(disk: Path) -> list[Path]:
+    """Return the disks in the folder of ``disk`` that stand on it, as far as their headers can be read."""
+    found = []
+    for path in disk.parent.iterdir():
+        if path.is_file() and not path.is_symlink() and path != disk:
+            with suppress(BadInput, OSError):
+                header = _read(path, set())
+                if header.backing is not None and _base_of(path, header).samefile(disk):
+                    found.append(path)
+    return sorted(found)
 
 
 def _base_of(above: Path, header: Header) -> Path:

@@ -35,6 +35,8 @@ from composer.helper.keys import RunKeys
 
 _POLL_SECONDS = 0.01
 _LIFE_CHECK_SECONDS = 0.25
+# An sshd that lives opens a channel in a fraction of this, on the busiest host.
+_ANSWER_SECONDS = 25.0
 _CHUNK = 2**16
 _DIAL_SECONDS = 10.0
 _LONGEST_STDOUT = 2**26
@@ -142,7 +144,11 @@ class PortShell:
         # The one place where an argv becomes the text that SSH carries.
         command = shlex.join(argv)
         try:
-            channel = self._transport.open_session(timeout=max(deadline.left(), 1))
+            channel = self._asked(
+                lambda: self._transport.open_session(timeout=max(deadline.left(), 1)),
+                f"running {argv[0]}",
+                deadline,
+            )
             self._asked(lambda: channel.exec_command(command), f"running {argv[0]}", deadline)
             feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
             feeder.start()
@@ -172,6 +178,7 @@ class PortShell:
             except (paramiko.SSHException, OSError, EOFError) as error:
                 failed.append(error)
 
+        soon = Deadline.after(_ANSWER_SECONDS)
         thread = threading.Thread(target=asking, daemon=True)
         thread.start()
         thread.join(_LIFE_CHECK_SECONDS)
@@ -179,6 +186,11 @@ class PortShell:
             self._machine.check(doing)
             if deadline.expired:
                 raise DeadlineExpired(f"the helper did not answer in time: {doing}")
+            if soon.expired:
+                raise HelperDied(
+                    f"the helper did not answer for {_ANSWER_SECONDS:.0f} s while {doing}",
+                    detail=self._machine.death(doing).detail,
+                )
             thread.join(_LIFE_CHECK_SECONDS)
         if failed:
             raise failed[0]

@@ -40,7 +40,13 @@ class _Holder:
     @property
     def dead(self) -> bool:
         """Whether it is known to be dead: of another host nothing is known."""
-        return self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
+        if self.host != socket.gethostname():
+            return False
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        return state in ("Z", "X")  # dead, and nobody has asked for its exit code yet
 
 
 def _holder(descriptor: int) -> _Holder | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.store.locks import remove_when_free
 from composer.store.runs import Run
-from composer.store.work import clear_folders, lock_path
+from composer.store.work import clear_folders, end_users, lock_path
 
 # A QEMU that libvirt was about to start as its composer died appears a moment later.
 _QUIET_SECONDS = 1.0
@@ -38,11 +38,14 @@ def main() -> None:
         run = Run(path)
         if run.path.exists() and not run.kept:
             _clear(run)
-    elif died:
+    else:
         # We inherited the lock, and so did those who end its VMs.
+        if died:
+            end_users(path)
         clear_folders(path)
-        os.close(int(sys.argv[4]))
-        remove_when_free(lock_path(path), Deadline.after(_LONGEST_SECONDS))
+        if died:
+            os.close(int(sys.argv[4]))
+            remove_when_free(lock_path(path), Deadline.after(_LONGEST_SECONDS))
     if died:  # otherwise it is still in use
         shutil.rmtree(root, ignore_errors=True)
 

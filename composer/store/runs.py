@@ -151,7 +151,10 @@ class Runs:
                 shutil.rmtree(root, ignore_errors=True)
         for run in self.all():
             # A folder without a lock file yet is being made this moment; give its maker a minute.
-            young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
+            try:
+                young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
+            except FileNotFoundError:  # it ended in order as we looked
+                continue
             wanted = run.kept and bool(run.qemu_pids())
             if not (run.alive or young or wanted) and run.clear():
                 cleared.append(run.name)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,20 @@ from composer.process import companion
 from composer.store.folders import Folders, written_beside
 from composer.store.locks import locked
 from composer.store.runs import driver_root
+
+# What mkdtemp puts behind a prefix.
+_RANDOM = "?" * 8
+
+
+def end_users(disk: Path) -> None:
+    """End the programs of ours that still work in a folder beside a disk, such as a qemu-img."""
+    prefix = os.fsencode(disk.with_name(_work_prefix(disk)))
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with suppress(OSError):
+                argv = (process / "cmdline").read_bytes().split(b"\0")
+                if process.stat().st_uid == os.getuid() and any(prefix in word for word in argv[1:]):
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 def _work_prefix(disk: Path) -> str:
@@ -38,7 +53,7 @@ def lock_path(disk: Path) -> Path:
 def clear_folders(disk: Path) -> int:
     """Remove what an earlier composer left beside a disk, the disk's lock held; return its bytes."""
     freed = 0
-    for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}*"):
+    for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}{_RANDOM}"):
         with suppress(OSError):
             freed += sum(file.lstat().st_blocks * 512 for file in left.rglob("*"))
         shutil.rmtree(left, ignore_errors=True)
@@ -74,9 +89,11 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
         note = _noted(disk, folders.work)
         reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
         root = driver_root(folders.runs, os.getpid())
-        with companion([*reaper, "work", str(disk), str(root), str(lock)], keeps=(lock,)):
-            yield Work(disk, lock)
-        note.unlink(missing_ok=True)
+        try:
+            with companion([*reaper, "work", str(disk), str(root), str(lock)], keeps=(lock,)):
+                yield Work(disk, lock)
+        finally:
+            note.unlink(missing_ok=True)
 
 
 def _noted(disk: Path, notes: Path) -> Path:

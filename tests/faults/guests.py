@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from composer.compose.update import Overrides, update
 from composer.deadline import Deadline
@@ -131,7 +130,6 @@ def deaths(ground: Ground) -> Iterator[Trial]:
             assert isinstance(failed, HelperDied | GuestStepFailed | ShellFailed), repr(failed)
             assert failed.step, repr(failed)
             assert failed.log is not None, repr(failed)
-            assert Path(failed.log).stat().st_size >= 0
             assert failed.detail or isinstance(failed, GuestStepFailed), repr(failed)
             assert failed.disk is not None, repr(failed)
             assert "as it was before" in failed.disk
@@ -147,4 +145,4 @@ def deaths(ground: Ground) -> Iterator[Trial]:
         yield trial
 
 
-EXPERIMENTS = (Experiment("guest-deaths", 10, 100, deaths),)
+EXPERIMENTS = (Experiment("guest-deaths", 4, 100, deaths),)

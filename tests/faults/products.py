@@ -177,6 +177,6 @@ def secrets(ground: Ground) -> Iterator[Trial]:
 
 
 EXPERIMENTS = (
-    Experiment("identity", 20, 100, identity),
+    Experiment("identity", 4, 100, identity),
     Experiment("secrets", 1, 1, secrets),
 )

@@ -240,3 +240,10 @@ def test_a_step_killed_for_want_of_memory_says_so(tmp_path: Path) -> None:
     ran = dispatched(tmp_path, {"large": step("kill -9 $$")})
     assert ran.code == 1
     assert "memory" in ran.last["why"]
+
+
+def test_nothing_beats_for_a_dispatcher_that_was_killed(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ran = dispatched(tmp_path, {"fatal": step("kill -9 $PPID; sleep 0.2")}, WATCH | {"stall-limit": b"60"})
+    assert time.monotonic() - began < 10  # its output ended
+    assert ran.code != 0

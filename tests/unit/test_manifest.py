@@ -60,8 +60,10 @@ def commit_of(disk: Path) -> str:
 
 def test_round_trip(disk: Path, new: Path, manifest_of: Make) -> None:
     manifest = manifest_of(new, NEW)
-    publish_disk(new, disk, manifest)
-    assert load_manifest(disk) == manifest
+    assert load_manifest(disk) is None or load_manifest(disk) != manifest
+    published = publish_disk(new, disk, manifest)
+    assert load_manifest(disk) == published
+    assert published.model_copy(update={"inode": None}) == manifest
     assert json.loads(manifest_path(disk).read_text())["deployments"][0]["commit"] == NEW
 
 
@@ -208,3 +210,41 @@ def test_no_deployment_after_an_update(disk: Path) -> None:
     deed = Deed(time="", what="update", commit=NEW, seconds=1.0, bytes=0)
     with pytest.raises((ComposerError, ValueError)):
         manifest.after(deed, (), Identity.of(disk), ROOM)
+
+
+def test_a_disk_booted_before_the_next_composer_came_keeps_its_manifest(
+    disk: Path, new: Path, manifest_of: Make
+) -> None:
+    """Cut off between the two renames; then somebody boots the new disk."""
+    manifest = publish_disk(new, disk, manifest_of(new, NEW))
+    manifest_path(disk).rename(manifest_path(disk).with_name(f"{manifest_path(disk).name}.next"))
+    with disk.open("ab") as file:
+        file.write(bytes(4096))
+    assert load_manifest(disk) == manifest
+    settle(disk)
+    assert load_manifest(disk) == manifest
+    assert sorted(path.name for path in disk.parent.glob("disk*")) == [disk.name, manifest_path(disk).name]
+
+
+def test_what_waits_for_another_disk_does_not_count(disk: Path, new: Path, manifest_of: Make) -> None:
+    """Cut off before the disk's rename, and the old disk was booted since."""
+    before = publish_disk(new, disk, manifest_of(new, OLD))
+    other = disk.with_name("other")
+    other.write_bytes(b"another")
+    waiting = manifest_of(other, NEW).model_copy(update={"inode": other.stat().st_ino})
+    manifest_path(disk).with_name(f"{manifest_path(disk).name}.next").write_text(waiting.model_dump_json())
+    with disk.open("ab") as file:
+        file.write(bytes(4096))
+    assert load_manifest(disk) == before
+    settle(disk)
+    assert load_manifest(disk) == before
+
+
+def test_a_rename_that_fails_leaves_nothing_waiting(disk: Path, new: Path, manifest_of: Make) -> None:
+    manifest = manifest_of(new, NEW)
+    disk.unlink(missing_ok=True)
+    disk.mkdir()
+    (disk / "in the way").touch()
+    with pytest.raises(OSError, match="directory"):
+        publish_disk(new, disk, manifest)
+    assert [path.name for path in disk.parent.iterdir() if ".next" in path.name] == []

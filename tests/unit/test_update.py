@@ -15,7 +15,7 @@ from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, update
 from composer.compose.workshop import Bench, Options, Workshop
 from composer.deadline import Deadline
-from composer.disk.manifest import Manifest, Room, load_manifest, manifest_path
+from composer.disk.manifest import Identity, Manifest, Room, load_manifest, manifest_path
 from composer.disk.qcow2 import check_chain, check_disk
 from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
@@ -235,6 +235,54 @@ def test_a_disk_on_a_base_stays_on_it_and_the_base_is_not_written(
     assert base.read_bytes() == before
     update(workshop, old_disk, Overrides(flatten="always"))
     assert check_disk(old_disk).backing is None
+
+
+@pytest.mark.parametrize("verb", [lambda w, d: update(w, d, Overrides()), rollback])
+def test_a_base_of_other_disks_is_not_replaced(
+    workshop: FakeWorkshop, old_disk: Path, commit: str, verb: Callable[[FakeWorkshop, Path], object]
+) -> None:
+    update(workshop, old_disk, Overrides())
+    workshop.machine.attached.clear()
+    overlay = old_disk.with_name("overlay.qcow2")
+    argv: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        old_disk,
+        overlay,
+    ]
+    subprocess.run(argv, check=True)
+    with pytest.raises(BadInput, match=r"is the base of overlay\.qcow2"):
+        verb(workshop, old_disk)
+    assert workshop.machine.attached == []
+
+
+def test_a_base_that_changes_meanwhile(workshop: FakeWorkshop, old_disk: Path) -> None:
+    base = old_disk.with_name("base.qcow2")
+    old_disk.rename(base)
+    argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, old_disk]
+    subprocess.run(argv, check=True)
+    before = old_disk.read_bytes()
+    workshop.shell.before = base.touch
+    with pytest.raises(ComposerError, match="changed by somebody else"):
+        update(workshop, old_disk, Overrides())
+    assert old_disk.read_bytes() == before
+
+
+def test_rollback_loses_no_internal_snapshots(workshop: FakeWorkshop, old_disk: Path) -> None:
+    update(workshop, old_disk, Overrides())
+    manifest = load_manifest(old_disk)
+    assert manifest is not None
+    subprocess.run(["qemu-img", "snapshot", "-c", "mine", old_disk], check=True)
+    known = manifest.model_copy(update={"disk": Identity.of(old_disk)})
+    manifest_path(old_disk).write_text(known.model_dump_json())
+    with pytest.raises(BadInput, match="internal snapshots"):
+        rollback(workshop, old_disk)
 
 
 def test_what_was_kept_and_pruned_is_told(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:

@@ -111,13 +111,13 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
     disk = folder / "odd name\n.qcow2"
     other = folder / "other.qcow2"
     for left in (disk, other):
-        (folder / f".{left.name}.work.abc").mkdir()
-        (folder / f".{left.name}.work.abc" / "overlay.qcow2").write_bytes(bytes(8192))
+        (folder / f".{left.name}.work.abcdefgh").mkdir()
+        (folder / f".{left.name}.work.abcdefgh" / "overlay.qcow2").write_bytes(bytes(8192))
         lock_path(left).touch()
     with working_on(disk, folders, "update"):
         (note,) = folders.work.iterdir()
         crashed = note.read_bytes()
-    (folder / f".{disk.name}.work.abc").mkdir()
+    (folder / f".{disk.name}.work.abcdefgh").mkdir()
     lock_path(disk).touch()
     note.write_bytes(crashed)
     (folder / "unrelated").touch()
@@ -125,7 +125,7 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
     # Of the other disk there is no note: nobody said that this is ours.
     assert {path.name for path in folder.iterdir()} == {
         "unrelated",
-        f".{other.name}.work.abc",
+        f".{other.name}.work.abcdefgh",
         lock_path(other).name,
     }
     assert list(folders.work.iterdir()) == []
@@ -152,3 +152,26 @@ def test_a_holder_that_is_late_to_say_who_it_is(tmp_path: Path) -> None:
         with pytest.raises(Busy, match=f"pid {os.getpid()} "), locked(lock, purpose="second", what="it"):
             pass
         assert writer.wait(5) == 0
+
+
+def test_programs_of_a_killed_worker_are_ended(folder: Path, tmp_path: Path) -> None:
+    """As a qemu-img, which writes on into files that nobody sees any more."""
+    disk = folder / "x.qcow2"
+    with worker(disk, folders_in(tmp_path)) as process:
+        (place,) = folder.glob(".x.qcow2.work.*")
+        other = folder / ".x.qcow2.work.of another"
+        argv = ["sh", "-c", "sleep 30; :"]
+        mine = subprocess.Popen([*argv, str(place / "new.qcow2")])
+        foreign = subprocess.Popen([*argv, str(folder / "x.qcow2")])
+        other.mkdir()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        try:
+            assert mine.wait(5) == -signal.SIGKILL
+            time.sleep(0.2)
+            assert foreign.poll() is None
+            assert other.exists()
+        finally:
+            foreign.kill()
+            foreign.wait()
+            mine.kill()

@@ -5,9 +5,11 @@
 
 stateroot=$(param stateroot)
 commit=$(param commit)
+# A change of kernel arguments in the field makes a second deployment of the same commit.
+serial=$(param serial)
 entries="$SYSROOT/boot/loader/entries"
 count=$(deployments | wc -l)
-place=$(deployments | grep -n "^$stateroot $commit " | head -n 1 | cut -d: -f1)
+place=$(deployments | grep -nx "$stateroot $commit $serial" | head -n 1 | cut -d: -f1)
 [ -n "$place" ] || fail "the deployment $commit is not on the disk"
 
 # The first of so many has their number as its version, the last has 1.
@@ -30,5 +32,5 @@ done
 ostree admin instutil set-kargs --merge --append=composer.rollback
 ostree admin instutil set-kargs "$@"
 
-deployments | head -n 1 | grep -q "^$stateroot $commit " \
+deployments | head -n 1 | grep -qx "$stateroot $commit $serial" \
     || fail "after the rollback the default deployment is not the one asked for"
