@@ -218,14 +218,14 @@ WATCH = {"beat-seconds": b"1", "stall-limit": b"2", "step-limit": b"3"}
 
 def test_a_long_step_beats_and_the_result_is_whole(tmp_path: Path) -> None:
     busy = "end=$(($(date +%s) + 2)); while [ $(date +%s) -lt $end ]; do :; done"
-    many = 'i=0; while [ $((i += 1)) -le 300 ]; do result key "value $i"; done'
+    many = 'i=0; while [ $((i += 1)) -le 30 ]; do result key "value $i $(printf %0300d 0)"; done'
     ran = dispatched(tmp_path, {"busy": step(busy), "many": step(many)}, WATCH | {"step-limit": b"60"})
     assert ran.code == 0
     assert [event["event"] for event in ran.events].count("beat") >= 1
-    assert len(ran.values) == 300
+    assert len(ran.values) == 30
 
 
-@pytest.mark.parametrize("text", ["sleep 60", "kill -STOP $$", "while :; do :; done"])
+@pytest.mark.parametrize("text", ["kill -STOP $$", "while :; do :; done"])
 def test_a_step_without_end_is_ended(tmp_path: Path, text: str) -> None:
     began = time.monotonic()
     ran = dispatched(tmp_path, {"stuck": step(text), "never": step("result key x")}, WATCH)
