@@ -13,6 +13,9 @@ from pathlib import Path
 
 from tests.vm.place import Built, Place, Repo, build_disk, copy_repo, write_recipe
 
+# What is made once, for all the trials of an experiment, may take as long as they do.
+SOAK_SECONDS = 24 * 3600.0
+
 # One trial; it raises where the promise was broken.  All chance comes from the generator.
 Trial = Callable[[random.Random], None]
 

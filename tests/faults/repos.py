@@ -10,7 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -30,9 +30,9 @@ from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.ground import SOAK_SECONDS, Experiment, Ground, Trial
 from tests.signing import Gpg, sign_ed25519
-from tests.vm.place import REF, image_of, ostree
+from tests.vm.place import REF, image_of, ostree, timed
 
 _REF = "small/tree"
 _DAMAGES = ("flip", "cut", "empty", "gone", "swapped")
@@ -184,7 +184,7 @@ def _offered(small: _Small, transport: str, chance: random.Random | None) -> Ite
 @contextmanager
 def damaged(ground: Ground) -> Iterator[Trial]:
     """A repo with one damaged object: refused, by host and by guest, over each transport."""
-    workshop = ground.place.workshop()
+    workshop = ground.place.workshop(SOAK_SECONDS)
     with ExitStack() as stack:
         folder = ground.place.folder / "damaged-repos"
         folder.mkdir()
@@ -201,9 +201,10 @@ def damaged(ground: Ground) -> Iterator[Trial]:
         bench = stack.enter_context(workshop.bench("damaged repos", image))
         shape = HelperShape(2**29, 2, Share(share, "composer-repo", "9p"))
         helper = stack.enter_context(workshop.helper(bench, shape))
-        small = _Small(folder, sound, commit, own, share, workshop, helper)
+        standing = _Small(folder, sound, commit, own, share, workshop, helper)
 
         def trial(chance: random.Random) -> None:
+            small = replace(standing, workshop=timed(workshop))
             _host_refuses(small, chance)
             transport = chance.choice(("delta", "9p", "http"))
             # It ends in an error, or what was damaged means nothing and all objects are sound.

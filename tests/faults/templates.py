@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from composer.compose.workshop import Bench, Workshop
@@ -18,8 +19,8 @@ from composer.events import Reporter, Tape
 from composer.helper.lease import Helper, HelperShape, helper_domain, warm_helper
 from composer.helper.template import Template, _seal, cache_of
 from composer.store.folders import copied
-from tests.faults.ground import Experiment, Ground, Trial
-from tests.vm.place import REF, image_of
+from tests.faults.ground import SOAK_SECONDS, Experiment, Ground, Trial
+from tests.vm.place import REF, image_of, timed
 
 SHAPE = HelperShape(2**29, 2)
 _SKEW_SECONDS = 0.5
@@ -29,7 +30,7 @@ _DAMAGES = ("ram-cut", "state-cut", "ram-flip", "state-flip", "gone", "sealed-cu
 
 @contextmanager
 def _bench(ground: Ground, purpose: str) -> Iterator[tuple[Workshop, Bench]]:
-    workshop = ground.place.workshop()
+    workshop = ground.place.workshop(SOAK_SECONDS)
     with workshop.bench(purpose, image_of(workshop, ground.repo.path, REF)) as bench:
         yield workshop, bench
 
@@ -70,8 +71,9 @@ def _clones(ground: Ground, at_once: int) -> Iterator[Trial]:
         def clone(number: int) -> list[str]:
             run = bench.run.part(str(number))
             domain = helper_domain(bench.image, bench.abilities, SHAPE, run)
-            with warm_helper(bench.host, domain, template, run, workshop.deadline) as helper:
-                return _told(workshop, helper)
+            now = timed(workshop)
+            with warm_helper(bench.host, domain, template, run, now.deadline) as helper:
+                return _told(now, helper)
 
         def trial(_chance: random.Random) -> None:
             with ThreadPoolExecutor(at_once) as threads:
@@ -156,11 +158,11 @@ def damaged(ground: Ground) -> Iterator[Trial]:
             _renewed(template, whole)
             kind = _damage(template, chance)
             tape = Tape()
-            watched = Workshop(workshop.folders, Reporter(tape), workshop.options, workshop.deadline)
+            watched = replace(timed(workshop), reporter=Reporter(tape))
             began = time.monotonic()
             with watched.helper(bench, SHAPE) as helper:
                 took = time.monotonic() - began
-                answer = helper.shell.run(["cat", "/etc/machine-id"], deadline=workshop.deadline)
+                answer = helper.shell.run(["cat", "/etc/machine-id"], deadline=watched.deadline)
             assert re.fullmatch(rb"[0-9a-f]{32}\n", answer.stdout)
             (said,) = tape.texts("warning")
             assert said.startswith("booting the helper from cold: "), (kind, said)

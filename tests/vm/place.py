@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,10 @@ class Place:
                 if process.poll() is None:
                     process.kill()
 
-    def workshop(self) -> Workshop:
-        options = Options(accelerator="tcg", timeout=TIMEOUT)
+    def workshop(self, seconds: float = TIMEOUT) -> Workshop:
+        options = Options(accelerator="tcg", timeout=seconds)
         folders = Folders.of(self.environment)
-        return Workshop(folders, Reporter(Tape()), options, Deadline.after(TIMEOUT))
+        return Workshop(folders, Reporter(Tape()), options, Deadline.after(seconds))
 
     @property
     def gpg(self) -> Gpg:
@@ -199,6 +199,11 @@ class Trace:
         assert any("qemu-system" in path.name for path in programs), "it must have seen the VM start"
         modes = {path: path.stat().st_mode for path in programs if path.exists()}
         assert [path for path, mode in modes.items() if mode & (stat.S_ISUID | stat.S_ISGID)] == []
+
+
+def timed(workshop: Workshop) -> Workshop:
+    """Return a workshop for one trial of many, with a deadline of its own."""
+    return replace(workshop, deadline=Deadline.after(TIMEOUT))
 
 
 @dataclass(frozen=True)
