@@ -21,6 +21,7 @@ code and a short text; library code raises them and never prints.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,15 @@ class GuestStepFailed(ComposerError):
 
 class NoSpace(ComposerError):
     """The host has no room for what the job writes."""
+
+    @classmethod
+    def told_by(cls, error: OSError) -> NoSpace | None:
+        """Return what the system says, if it is that."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        where = f": {error.filename}" if error.filename else ""
+        hint = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
+        return cls(f"no space left on the host{where}", hint=hint)
 
 
 class ShellFailed(ComposerError):

@@ -103,3 +103,13 @@ deployment_folder() {
         echo "$SYSROOT/ostree/deploy/$stateroot/deploy/$checksum.$serial"
     done
 }
+
+# boot_entry PLACE: the boot entry of a deployment, by its place in the list, the default being 1.
+# Of so many the first has their number as its version, the last has 1.
+boot_entry() {
+    version=$(($(deployments | wc -l) - $1 + 1))
+    for entry in "$SYSROOT"/boot/loader/entries/ostree-*.conf; do
+        if grep -qsx "version $version" "$entry"; then echo "$entry"; return; fi
+    done
+    fail "deployment $1 has no boot entry"
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import traceback
@@ -24,7 +23,6 @@ from composer.cli.rollback import rollback
 from composer.cli.update import update
 from composer.cli.verify import verify
 from composer.cli.vm import vm
-from composer.compose.workshop import FREE_ROOM
 from composer.errors import ComposerError, NoSpace
 
 _INTERRUPTED = 130
@@ -77,18 +75,9 @@ def _as_known(error: Exception) -> ComposerError:
     if isinstance(error, ComposerError):
         return error
     if isinstance(error, OSError):
-        return _from_os(error)
+        where = f": {error.filename}" if error.filename else ""
+        return NoSpace.told_by(error) or ComposerError(f"{error.strerror or error}{where}")
     return ComposerError(
         f"a fault of the composer itself: {type(error).__name__}: {error}",
         hint="run it again with --debug and report what it prints",
     )
-
-
-def _from_os(error: OSError) -> ComposerError:
-    where = f": {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(
-            f"no space left on the host{where}",
-            hint=FREE_ROOM,
-        )
-    return ComposerError(f"{error.strerror or error}{where}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack
 
 import click
 
 from composer.cli import show
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, HelperDied
-from composer.helper import seed, shell
-from composer.helper.keys import KeyPair, RunKeys
+from composer.errors import BadInput, ComposerError
+from composer.helper.debug import debug_shell
 from composer.store.folders import Folders
 from composer.store.runs import Run, Runs
 
@@ -65,23 +63,6 @@ def _state(run: Run) -> str:
     return "kept" if run.kept and run.qemu_pids() else "leftover"
 
 
-class _Watched:
-    """A VM of another composer, as far as its processes tell."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def running(self) -> bool:
-        return bool(self._run.qemu_pids())
-
-    def check(self, doing: str) -> None:
-        if not self.running():
-            raise self.death(doing)
-
-    def death(self, doing: str) -> HelperDied:
-        return HelperDied(f"the VM {self._run.name} ended while {doing}", log=self._run.console)
-
-
 @vm.command()
 @click.argument("name")
 @click.argument("command", nargs=-1)
@@ -90,19 +71,7 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
 
     Example:  composer vm ssh c1a2 -- ostree admin status --sysroot /run/composer/sysroot
     """
-    run = _runs().find(name)
-    if not run.qemu_pids():
-        raise BadInput(f"the VM {run.name} does not run", hint="composer vm list")
-    if not (run.path / "key").exists():
-        raise BadInput(f"the VM {run.name} has no shell yet", hint=f"composer vm console {run.name}")
-    text = (run.path / "key").read_text()
-    private, _, public = text.rpartition("-----\n")
-    keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))
-    deadline = Deadline.after(60)
-    with ExitStack() as stack:
-        line = stack.enter_context(shell.dialled(run.path / "debug", deadline))
-        seed.ask_in(line, _Watched(run), deadline)
-        opened = stack.enter_context(shell.opened(line, keys, _Watched(run), deadline))
+    with debug_shell(_runs().find(name), Deadline.after(60)) as opened:
         if not command:
             if not sys.stdin.isatty():
                 raise BadInput("a shell wants a terminal; give a command to run instead")

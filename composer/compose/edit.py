@@ -43,7 +43,6 @@ class Edited:
     """What a change came to; sizes in bytes, as the host's file system counts them."""
 
     manifest: Manifest
-    result: JobResult
     size: int
     growth: int
     pruned: tuple[Deployment, ...]
@@ -90,7 +89,7 @@ def carry_out(
         after = publish_disk(new, disk, after)
     left = {(deployment.commit, deployment.stateroot) for deployment in after.deployments}
     pruned = [known for known in manifest.deployments if (known.commit, known.stateroot) not in left]
-    return Edited(after, result, size, size - room, tuple(pruned))
+    return Edited(after, size, size - room, tuple(pruned))
 
 
 def check_replaceable(disk: Path, verb: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,7 +33,6 @@ from composer.store.work import Work, working_on
 
 # qcow2 grows by clusters and tables; with less than this left the next write may not fit.
 _ALMOST_NOTHING = 4 * 2**20
-FREE_ROOM = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
 _NOT_CLONABLE = (
     "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
     "so clones of it would draw the same randomness"
@@ -304,10 +302,11 @@ def told_of(disk: Path) -> Iterator[None]:
             error.disk = state()
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = NoSpace.told_by(error)
+        if full is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        raise NoSpace(f"no space left on the host{where}", hint=FREE_ROOM, disk=state()) from error
+        full.disk = state()
+        raise full from error
 
 
 def _identity(disk: Path) -> Identity | None:

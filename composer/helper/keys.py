@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -38,3 +39,14 @@ class RunKeys:
     def generate(cls) -> RunKeys:
         """Make both."""
         return cls(KeyPair.generate(), KeyPair.generate())
+
+    def leave(self, path: Path) -> None:
+        """Write down what another composer of the same user needs to reach the guest; for its eyes alone."""
+        path.touch(mode=0o600)
+        path.write_text(f"{self.user.private}{self.host.public}\n")
+
+    @classmethod
+    def found(cls, path: Path) -> RunKeys:
+        """Read what `leave` wrote: the host key's public half and the user key's private one."""
+        private, end, public = path.read_text().rpartition("-----\n")
+        return cls(KeyPair("", public.strip()), KeyPair(private + end, ""))

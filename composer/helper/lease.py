@@ -87,8 +87,7 @@ def helper_domain(image: BootstrapImage, abilities: Abilities, shape: HelperShap
 def _new_keys(run: Run, domain: Domain) -> RunKeys:
     """Make the keys of a machine and leave them, and its other port, where `composer vm ssh` finds them."""
     keys = RunKeys.generate()
-    (run.path / "key").touch(mode=0o600)
-    (run.path / "key").write_text(f"{keys.user.private}{keys.host.public}\n")
+    keys.leave(run.path / "key")
     (run.path / "debug").unlink(missing_ok=True)
     (run.path / "debug").symlink_to(domain.socket(DEBUG_PORT).name)
     return keys

@@ -15,10 +15,8 @@ from composer.compose.update import Overrides, update
 from composer.deadline import Deadline
 from composer.errors import ComposerError, GuestStepFailed, HelperDied, ShellFailed
 from composer.events import Event, Reporter
-from composer.helper import seed, shell
-from composer.helper.keys import KeyPair, RunKeys
-from composer.helper.shell import PortShell
-from composer.store.runs import Run, Runs
+from composer.helper.debug import debug_shell
+from composer.store.runs import Runs
 from tests.faults.ground import Experiment, Ground, Trial
 from tests.faults.kills import subject
 from tests.vm.place import Place
@@ -36,34 +34,6 @@ _DEATHS = {
     "read -r pid </run/composer/job/state/pid; kill -STOP $pid",
     "frozen": "",
 }
-
-
-class _Watched:
-    """The VM of a run, as far as its process tells."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def running(self) -> bool:
-        return bool(self._run.qemu_pids())
-
-    def check(self, doing: str) -> None:
-        if not self.running():
-            raise self.death(doing)
-
-    def death(self, doing: str) -> HelperDied:
-        return HelperDied(doing)
-
-
-@contextmanager
-def _other_port(run: Run) -> Iterator[PortShell]:
-    private, _, public = (run.path / "key").read_text().rpartition("-----\n")
-    keys = RunKeys(KeyPair("", public.strip()), KeyPair(f"{private}-----\n", ""))
-    deadline, watched = Deadline.after(30), _Watched(run)
-    with shell.dialled(run.path / "debug", deadline) as line:
-        seed.ask_in(line, watched, deadline)
-        with shell.opened(line, keys, watched, deadline) as opened:
-            yield opened
 
 
 class Saboteur:
@@ -95,7 +65,7 @@ class Saboteur:
             (pid,) = self._place.qemu_pids()
             return lambda: os.kill(pid, signal.SIGSTOP)
         (run,) = Runs(self._place.runs).all()
-        port = self._stack.enter_context(_other_port(run))
+        port = self._stack.enter_context(debug_shell(run, Deadline.after(30)))
 
         def strike() -> None:
             with suppress(ComposerError):

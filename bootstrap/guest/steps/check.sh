@@ -8,12 +8,7 @@ for part in "$folder/usr/bin" "$folder/usr/etc" "$folder/etc" "$folder.origin"; 
     [ -e "$part" ] || fail "the default deployment is not complete: ${part#"$folder"} is missing"
 done
 
-count=$(deployments | wc -l)
-chosen=
-for entry in "$SYSROOT"/boot/loader/entries/ostree-*.conf; do
-    if grep -qx "version $count" "$entry"; then chosen=$entry; fi
-done
-[ -n "$chosen" ] || fail "the default deployment has no boot entry"
+chosen=$(boot_entry 1)
 
 kernel=
 initramfs=

@@ -7,17 +7,11 @@ stateroot=$(param stateroot)
 commit=$(param commit)
 # A change of kernel arguments in the field makes a second deployment of the same commit.
 serial=$(param serial)
-entries="$SYSROOT/boot/loader/entries"
 count=$(deployments | wc -l)
 place=$(deployments | grep -nx "$stateroot $commit $serial" | head -n 1 | cut -d: -f1)
 [ -n "$place" ] || fail "the deployment $commit is not on the disk"
 
-# The first of so many has their number as its version, the last has 1.
-chosen=
-for entry in "$entries"/ostree-*.conf; do
-    if grep -qx "version $((count - place + 1))" "$entry"; then chosen=$entry; fi
-done
-[ -n "$chosen" ] || fail "the deployment $commit has no boot entry"
+chosen=$(boot_entry "$place")
 sed -i "s/^version .*/version $((count + 1))/" "$chosen"
 
 set -f
