@@ -10,7 +10,6 @@ behind, and there is no daemon that would notice.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.store.locks import remove_when_free
-from composer.store.runs import Run
+from composer.store.runs import Run, end_driver
 from composer.store.work import clear_folders, end_users, lock_path
 
 # A QEMU that libvirt was about to start as its composer died appears a moment later.
@@ -36,8 +35,9 @@ def main() -> None:
     died = not sys.stdin.buffer.read()
     if kind == "run":
         run = Run(path)
+        # In order, the composer has ended its VM; its driver is still in use.
         if run.path.exists() and not run.kept:
-            _clear(run)
+            _clear(run, root if died else None)
     else:
         # We inherited the lock, and so did those who end its VMs.
         if died:
@@ -46,14 +46,15 @@ def main() -> None:
         if died:
             os.close(int(sys.argv[4]))
             remove_when_free(lock_path(path), Deadline.after(_LONGEST_SECONDS))
-    if died:  # otherwise it is still in use
-        shutil.rmtree(root, ignore_errors=True)
+    if died:
+        end_driver(root)
 
 
-def _clear(run: Run) -> None:
+def _clear(run: Run, root: Path | None) -> None:
     longest, quiet = Deadline.after(_LONGEST_SECONDS), Deadline.after(_QUIET_SECONDS)
     while not (quiet.expired or longest.expired):
-        if run.end_vms():
+        # Not one or the other: both are to be ended.
+        if run.end_vms() | bool(root and end_driver(root)):
             quiet = Deadline.after(_QUIET_SECONDS)
         time.sleep(_POLL_SECONDS)
     run.clear()

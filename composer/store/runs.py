@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,38 @@ _KEPT = "kept"
 def driver_root(folder: Path, pid: int) -> Path:
     """Return where libvirt's embedded driver of a process keeps its state, below the folder of runs."""
     return folder / f"p{pid}"
+
+
+def end_driver(root: Path) -> bool:
+    """End what libvirt's driver of a dead process left, and remove its state; return whether anything ran.
+
+    Its VMs are those of a run.  What it asks QEMU's abilities with has no guest, and is a daemon.
+    """
+    folder = os.fsencode(root) + b"/"
+    asking = set(_qemus(lambda word: folder in word)) - set(_qemus(lambda word: word.startswith(b"guest=")))
+    shutil.rmtree(root, ignore_errors=True)
+    return _killed(asking)
+
+
+def _qemus(says: Callable[[bytes], bool]) -> list[int]:
+    """Return the QEMU processes of which some argument is as asked for."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            argv = (process / "cmdline").read_bytes().split(b"\0")
+            if b"qemu" in argv[0].rpartition(b"/")[2] and any(says(word) for word in argv[1:]):
+                found.append(int(process.name))
+    return found
+
+
+def _killed(pids: Collection[int]) -> bool:
+    """Kill processes; return whether there were any."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(pids)
 
 
 @dataclass(frozen=True)
@@ -92,24 +124,11 @@ class Run:
         """
         guest = re.compile(rb"guest=" + re.escape(os.fsencode(self.name)) + rb"[-,]")
         folder = os.fsencode(self.path) + b"/"
-        found = []
-        for process in Path("/proc").iterdir():
-            if not process.name.isdigit() or int(process.name) == os.getpid():
-                continue
-            with suppress(OSError):
-                argv = (process / "cmdline").read_bytes().split(b"\0")
-                program = argv[0].rpartition(b"/")[2]
-                if b"qemu" in program and any(folder in word or guest.match(word) for word in argv[1:]):
-                    found.append(int(process.name))
-        return found
+        return _qemus(lambda word: folder in word or bool(guest.match(word)))
 
     def end_vms(self) -> bool:
         """Kill the run's VMs; return whether there were any."""
-        pids = self.qemu_pids()
-        for pid in pids:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(pids)
+        return _killed(self.qemu_pids())
 
     def clear(self) -> bool:
         """End the run's VM, if any is left, and remove the folder; False where the VM is not ours to end."""
@@ -148,7 +167,7 @@ class Runs:
         cleared = []
         for root in self.folder.glob("p*"):  # of libvirt's embedded driver, by the pid of its process
             if root.name[1:].isdigit() and not Path(f"/proc/{root.name[1:]}").exists():
-                shutil.rmtree(root, ignore_errors=True)
+                end_driver(root)
         for run in self.all():
             # A folder without a lock file yet is being made this moment; give its maker a minute.
             try:

@@ -98,6 +98,33 @@ def test_a_killed_composers_vm_is_ended_by_its_companion(runs: Runs, tmp_path: P
             time.sleep(0.05)
 
 
+def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: Path) -> None:
+    with owned_elsewhere(runs) as (owner, _):
+        root = runs.folder / f"p{owner.pid}"
+        root.mkdir()
+        with (
+            fake_qemu(tmp_path, "-qmp", f"unix:{root}/lib/qemu/qmp-1/qmp.monitor") as asking,
+            fake_qemu(tmp_path, "-name", "guest=kept", f"{root}/lib/key", name="qemu-kept") as kept,
+        ):
+            owner.kill()
+            assert asking.wait(10) == -9
+            assert kept.poll() is None
+    deadline = Deadline.after(10)
+    while root.exists():
+        deadline.check("libvirt's state to go")
+        time.sleep(0.05)
+
+
+def test_what_was_asked_with_is_ended_by_whoever_comes_next(runs: Runs, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        root = runs.folder / f"p{gone.pid}"
+    root.mkdir()
+    with fake_qemu(tmp_path, f"unix:{root}/qmp.monitor") as asking:
+        runs.clear_leftovers()
+        assert asking.wait(5) == -9
+    assert not root.exists()
+
+
 def test_leftovers_are_cleared(runs: Runs, tmp_path: Path) -> None:
     run = orphan(runs)
     with (
