@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FREE_ROOM = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
+
 
 class ComposerError(Exception):
     """A failure with a message for the user.
@@ -126,8 +128,7 @@ class NoSpace(ComposerError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return None
         where = f": {error.filename}" if error.filename else ""
-        hint = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
-        return cls(f"no space left on the host{where}", hint=hint)
+        return cls(f"no space left on the host{where}", hint=FREE_ROOM)
 
 
 class ShellFailed(ComposerError):

@@ -68,6 +68,7 @@ class Plan:
     disk_size: int
     layout: Layout
     filesystem: str
+    uuids: tuple[tuple[str, str], ...]
     hostname: str | None
     accounts: tuple[Account, ...]
     files: tuple[ProductFile, ...]
@@ -115,6 +116,7 @@ def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:
         disk_size=recipe.disk.size,
         layout=layout,
         filesystem=recipe.disk.filesystem,
+        uuids=tuple(sorted(recipe.disk.uuids.model_dump(exclude_none=True).items())),
         hostname=recipe.system.hostname,
         accounts=tuple(
             Account(

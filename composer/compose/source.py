@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, RepoDamaged
+from composer.errors import BadInput, ComposerError, NoSpace, RepoDamaged
 from composer.export.http import HttpExport, http_export
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo, unsound
@@ -66,6 +66,13 @@ class RepoSource:
         except RepoDamaged as error:
             error.detail = "\n".join(self._faults(commit)[:_TOLD]) or None
             raise
+        except NoSpace as error:
+            # A damaged object may say that it is of any size.
+            if not (faults := self._faults(commit)):
+                raise
+            raise RepoDamaged(
+                f"the repo {self.named} is damaged: {error.message}", detail="\n".join(faults[:_TOLD])
+            ) from error
 
     def _faults(self, commit: str) -> list[str]:
         """Name the objects at fault; libostree does not name all that are cut short or gone."""

@@ -88,6 +88,7 @@ def build_job(plan: Plan, pull: tuple[str, ...], where: dict[str, bytes]) -> Job
         "kargs": "".join(f"{karg}\n" for karg in plan.kargs).encode(),
         "grub.cfg": bootstrap_file("grub.cfg").read_bytes(),
         "grub-modules": _GRUB_MODULES.encode(),
+        **{f"uuid-{role}": uuid.encode() for role, uuid in plan.uuids},
     }
     if plan.remote_url is not None:
         data["remote-url"] = plan.remote_url.encode()

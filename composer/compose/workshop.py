@@ -12,7 +12,7 @@ from pathlib import Path
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
 from composer.disk.manifest import Identity, settle
-from composer.errors import BadInput, ComposerError, NoSpace, TemplateUnusable
+from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, TemplateUnusable
 from composer.events import Reporter
 from composer.helper import hypervisor, lease, probe
 from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
@@ -322,5 +322,5 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise BadInput(
             f"{folder} has {show_size(free)} free; {what} needs {show_size(needed)}",
-            hint="composer gc --older-than 14   frees what was not used for so many days",
+            hint=FREE_ROOM,
         )

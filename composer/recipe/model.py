@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from composer.recipe.values import (
     Ed25519Key,
+    FatId,
     Hostname,
     Karg,
     Login,
@@ -23,6 +24,7 @@ from composer.recipe.values import (
     Stateroot,
     Text,
     Url,
+    Uuid,
 )
 
 Firmware = Literal["bios+uefi", "bios", "uefi"]
@@ -87,17 +89,31 @@ class Ostree(_Table):
     tls: Tls | None = None
 
 
+class Uuids(_Table):
+    """Identifiers that all disks of a recipe share; each disk has its own where none is given."""
+
+    root: Uuid | None = Field(default=None, description="of the root file system")
+    esp: FatId | None = Field(default=None, description="of the EFI system partition, such as '1A2B-3C4D'")
+
+
 class Disk(_Table):
     """The disk's size and what is on it."""
 
     size: Size = 4 * 2**30
     firmware: Firmware = "bios+uefi"
     filesystem: Literal["ext4"] = "ext4"
+    uuids: Uuids = Uuids()
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         if not 2**28 <= self.size <= 2**46:
             raise ValueError("a disk has between 256 MiB and 64 TiB")
+        return self
+
+    @model_validator(mode="after")
+    def _check_esp(self) -> Self:
+        if self.uuids.esp and "uefi" not in self.firmware:
+            raise ValueError("uuids.esp is of a partition that a disk for BIOS alone has not")
         return self
 
 

@@ -69,6 +69,12 @@ def _check_ssh_key(value: str) -> str:
     return text
 
 
+def _check_not_zero(value: str) -> str:
+    if not value.strip("0-"):
+        raise ValueError("zeros alone stand for no identifier at all")
+    return value
+
+
 def _check_text(value: str) -> str:
     if "\0" in value:
         raise ValueError("a text has no NUL characters")
@@ -102,6 +108,14 @@ Shell = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$", max_length=255)]
 SshKey = Annotated[str, AfterValidator(_check_ssh_key)]
 # ostree-sign-ed25519.c: a public key is 32 bytes, in base64
 Ed25519Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+# ext4 takes any but that of zeros, which stands for none (mke2fs(8), -U).
+Uuid = Annotated[
+    str,
+    Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"),
+    AfterValidator(_check_not_zero),
+]
+# As blkid shows it (mkfs.vfat(8), -i).
+FatId = Annotated[str, Field(pattern=r"^[0-9A-F]{4}-[0-9A-F]{4}$"), AfterValidator(_check_not_zero)]
 ProductPath = Annotated[str, AfterValidator(_check_product_path), Field(max_length=1024)]
 Mode = Annotated[str, AfterValidator(_check_mode)]
 Text = Annotated[str, AfterValidator(_check_text)]

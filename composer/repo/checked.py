@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, NotTrusted, RepoDamaged, ToolFailed
+from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged, ToolFailed
 from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust, check_ed25519
 from composer.store.locks import locked
@@ -33,6 +33,8 @@ _DAMAGED = re.compile(
     r"[Cc]orrupt|checksum|No such metadata object|[Nn]o such file object|Couldn't find|not found|[Ii]nvalid"
     r"|inflat|[Ee]xpected|[Pp]arsing|File header|Need more input|too large|No such file|HTTP 404|short read"
 )
+# ostree-repo-commit.c, and what the system says.
+_FULL = re.compile(r"min-free-space|No space left|quota exceeded")
 
 
 @dataclass(frozen=True)
@@ -155,4 +157,6 @@ def _explained(error: ToolFailed, source: str, wanted: str) -> ComposerError:
             f"the repo {source} is damaged: {reason}",
             hint=f"ostree --repo={source} fsck --all   names all that is",
         )
+    if _FULL.search(reason):
+        return NoSpace(f"no room for {what} of {source} in the composer's own repo: {reason}", hint=FREE_ROOM)
     return ComposerError(f"{what} cannot be fetched from {source}: {reason}")

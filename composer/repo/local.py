@@ -22,6 +22,7 @@ COMMIT = re.compile(r"^[0-9a-f]{64}$")
 _TIMESTAMP = re.compile(r", uint64 (\d+), \[byte [^]]*\], \[byte [^]]*\]\)$", re.MULTILINE)
 # A header has at least its fixed fields.
 _SMALLEST = 32
+_PIECE = 2**20
 _ARCHIVE = ("archive", "archive-z2")
 
 
@@ -124,29 +125,46 @@ class Repo:
 
 
 def unsound(files: Iterable[Path]) -> list[str]:
-    """Name those of an archive repo's files that are missing or cut short, each with the reason.
-
-    The form: four bytes with the length of the header, big-endian, four of nothing, the header, and where
-    the header speaks of a regular file, raw deflate (ostree-core.c, OSTREE_FILE_HEADER).
-    """
+    """Name those of an archive repo's files that are missing, cut short or damaged, each with the reason."""
     found = []
     for file in files:
         name = f"objects/{file.parent.name}/{file.name}"
         try:
-            data = file.read_bytes()
-            packed = data[8 + int.from_bytes(data[:4], "big") :]
-            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-            inflate.decompress(packed)
+            fault = _fault_of(file.read_bytes())
         except OSError as error:
-            found.append(f"{name}: {error.strerror}")
+            fault = error.strerror
         except zlib.error:
-            found.append(f"{name}: damaged")
-        else:
-            # After the length of the header, and of the content, come uid, gid and mode.
-            regular = stat.S_ISREG(int.from_bytes(data[24:28], "big"))
-            if len(data) < _SMALLEST or (regular and not inflate.eof):
-                found.append(f"{name}: cut short")
+            fault = "damaged"
+        if fault:
+            found.append(f"{name}: {fault}")
     return found
+
+
+def _fault_of(data: bytes) -> str | None:
+    """Tell what is wrong with a file's form; zlib.error where it cannot be unpacked.
+
+    Four bytes with the length of the header, big-endian, four of nothing; the header, which is the size of
+    the content, uid, gid, mode, rdev and more; and of a regular file, raw deflate (ostree-core.c,
+    _ostree_zlib_file_header_new).  libostree refuses these without the object's name.
+    """
+    if len(data) < _SMALLEST:
+        return "cut short"
+    header = int.from_bytes(data[:4], "big")
+    size, mode, device = (int.from_bytes(data[at:to], "big") for at, to in ((8, 16), (24, 28), (28, 32)))
+    if not _SMALLEST <= header + 8 <= len(data) or device or not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        return "damaged in its header"
+    if not stat.S_ISREG(mode):
+        return None
+    packed, length = data[8 + header :], 0
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    while not inflate.eof:
+        piece = inflate.decompress(packed, _PIECE)
+        packed, length = inflate.unconsumed_tail, length + len(piece)
+        if not piece and not packed:
+            return "cut short"
+        if length > size:
+            break
+    return None if length == size else "of another size than its header says"
 
 
 def open_repo(source: str, folder: Path) -> Repo:

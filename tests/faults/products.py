@@ -30,6 +30,7 @@ ref = "{REF}"
 size = "256 MiB"
 firmware = "uefi"
 """
+_FIXED = {"root": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "esp": "1A2B-3C4D"}
 _FOLDERS = (
     "usr/bin", "usr/etc/ssh", "usr/lib/modules/6.1", "boot", "dev", "proc", "sys", "run", "tmp", "var",
     "sysroot",
@@ -119,19 +120,25 @@ def identity(ground: Ground) -> Iterator[Trial]:
     """Build after build of one recipe."""
     place = ground.place
     _tiny_tree(ground)
-    recipe = place.folder / "tiny.toml"
+    recipe, fixing = place.folder / "tiny.toml", place.folder / "fixing.toml"
     recipe.write_text(_RECIPE)
+    uuids = "".join(f'{role} = "{uuid}"\n' for role, uuid in _FIXED.items())
+    fixing.write_text(f'{_RECIPE}[disk.uuids]\n{uuids}[output]\npath = "tiny.qcow2"\n')
     raw = place.folder / "inside.raw"
     seen = Raw(ground.built.disk, raw).ids()
     Raw(ground.built.disk, raw).assert_anonymous()
 
-    def trial(_chance: random.Random) -> None:
+    def trial(chance: random.Random) -> None:
         disk = place.folder / "tiny.qcow2"
-        ran = place.composer("build", recipe, "--force")
+        fixed = chance.random() < 0.2
+        ran = place.composer("build", fixing if fixed else recipe, "--force")
         assert ran.code == 0, ran.stderr
         inside = Raw(disk, raw)
         ids = inside.ids()
         assert len(ids) >= 5, ids
+        if fixed:
+            assert ids > set(_FIXED.values()), ids
+            ids -= set(_FIXED.values())
         assert seen.isdisjoint(ids), seen & ids
         seen.update(ids)
         inside.assert_anonymous()

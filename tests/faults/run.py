@@ -20,6 +20,7 @@ from tests.vm.place import made_place
 
 _ALL = (*TEMPLATES, *REPOS, *KILLS, *POWERCUT, *ROOM, *GUESTS, *HOSTILE, *PRODUCTS)
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+_TELL_EVERY_SECONDS = 60.0
 
 
 def main() -> None:
@@ -39,7 +40,12 @@ def main() -> None:
                 continue
             count = given.count or experiment.soak
             began, failures = time.monotonic(), 0
+            told = began
             for seed, how in experiment.run(ground, count, given.seed):
+                if time.monotonic() - told > _TELL_EVERY_SECONDS:
+                    told = time.monotonic()
+                    done = seed - given.seed + 1
+                    print(f"{experiment.name}: {done} of {count}, {failures} failed", flush=True)
                 if how is not None:
                     failures += 1
                     print(f"{experiment.name} SEED={seed} failed:\n{how}", flush=True)

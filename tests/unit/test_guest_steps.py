@@ -42,7 +42,9 @@ def scripts() -> list[Path]:
 
 def plan(firmware: str) -> Plan:
     source = Source("os/good", "1" * 64, "demo", 2, "origin")
-    return Plan("demo", source, None, Trust(), (), 2**32, Layout.for_firmware(firmware), "ext4", None, (), ())
+    return Plan(
+        "demo", source, None, Trust(), (), 2**32, Layout.for_firmware(firmware), "ext4", (), None, (), ()
+    )
 
 
 def used_steps() -> set[str]:

@@ -14,6 +14,7 @@ from composer.repo.commit import Listed, Tree
 
 MIB = 2**20
 KERNEL = "/usr/lib/modules/6.1"
+UUID = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 BASE = 'name = "demo"\n[ostree]\nrepo = "repo"\nref = "os/good"\n'
 FILE = '[[files]]\npath = "/etc/motd"\ncontent = "hello"\n'
 USER = '[[users]]\nname = "me"\n'
@@ -55,6 +56,8 @@ def test_the_commit_is_not_in_the_digest(tmp_path: Path) -> None:
         BASE + '[ostree.remote]\nname = "up"\nurl = "https://example.org/"\n',
         BASE + '[disk]\nsize = "8 GiB"\n',
         BASE + '[disk]\nfirmware = "uefi"\n',
+        BASE + f'[disk.uuids]\nroot = "{UUID}"\n',
+        BASE + '[disk.uuids]\nesp = "1A2B-3C4D"\n',
         BASE + '[system]\nhostname = "host"\n',
         BASE + USER,
         BASE + USER + "uid = 2000\n",

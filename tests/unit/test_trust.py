@@ -138,6 +138,25 @@ def fetch(scene: Scene, way: str) -> None:
         source.fetch(REF, scene.commit)
 
 
+def assert_named(scene: Scene, way: str, file: Path) -> None:
+    """Assert that a fetch fails and says which object is to blame."""
+    with pytest.raises(RepoDamaged) as caught:
+        fetch(scene, way)
+    told = f"{caught.value.message} {caught.value.detail}".replace("/", "")
+    assert file.parent.name + file.stem in told
+
+
+# In an archive repo's file: the length of the header, the size, uid, gid, mode, rdev.
+@pytest.mark.parametrize("place", [1, 3, 8, 11, 14, 18, 22, 26, 29])
+def test_a_damaged_header_is_refused_naming_the_object(scene: Scene, place: int) -> None:
+    file = scene.file("filez")
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.unlink()
+    file.write_bytes(content)
+    assert_named(scene, "folder", file)
+
+
 @pytest.mark.parametrize("suffix", ["filez", "dirtree", "dirmeta", "commit"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
 @pytest.mark.parametrize("way", ["folder", "url"])
@@ -151,10 +170,7 @@ def test_a_damaged_repo_is_refused_naming_the_object(
     file.unlink()
     if after is not None:
         file.write_bytes(after)
-    name = file.parent.name + file.stem
-    with pytest.raises(RepoDamaged) as caught:
-        fetch(scene, way)
-    assert name in f"{caught.value.message} {caught.value.detail}".replace("/", "")
+    assert_named(scene, way, file)
     file.unlink(missing_ok=True)
     file.write_bytes(before)
     own = scene.fetch(Trust())

@@ -2,4 +2,6 @@
 # Makes the EFI system partition.
 . "$JOB/lib.sh"
 
-mkfs.vfat -F 32 -n ESP "$(partition esp)"
+set --
+if has uuid-esp; then set -- -i "$(param uuid-esp | tr -d -)"; fi
+mkfs.vfat -F 32 -n ESP "$@" "$(partition esp)"
