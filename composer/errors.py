@@ -57,6 +57,12 @@ class ComposerError(Exception):
         self.log = log
         self.step = step
 
+    def without(self, secret: str) -> None:
+        """Take a secret out of all that is told."""
+        self.message = self.message.replace(secret, "...")
+        self.detail = self.detail and self.detail.replace(secret, "...")
+        self.args = (self.message,)
+
 
 class BadInput(ComposerError):
     """What the user gave cannot work; nothing was started and nothing was changed."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from composer.compose.progress import pull_watched
 from composer.compose.source import RepoSource
 from composer.compose.workshop import Workshop
+from composer.errors import ComposerError
 from composer.export import delta
 from composer.export.choice import Choice, Transport, choose
 from composer.export.delta import Delta, Wanted, delta_disk, shared_folder
@@ -70,9 +71,20 @@ class Supply:
             self.source.exported() as export,
             helper.shell.listening(export.serve, workshop.deadline) as port,
             pull_watched(export, workshop.reporter),
+            _kept(export.token),
         ):
             yield {"export-url": export.url_at(port).encode()}
             self.moved.objects, self.moved.bytes = export.served.files, export.served.bytes
+
+
+@contextmanager
+def _kept(token: str) -> Iterator[None]:
+    """Keep a token secret: what the guest's ostree says of a failed pull has the URL."""
+    try:
+        yield
+    except ComposerError as error:
+        error.without(token)
+        raise
 
 
 def obstacles(source: RepoSource, image: BootstrapImage, connect: str) -> dict[Transport, str]:

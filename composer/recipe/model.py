@@ -18,6 +18,7 @@ from composer.recipe.values import (
     ProductPath,
     Ref,
     RemoteName,
+    RepoPlace,
     Shell,
     Size,
     SshKey,
@@ -77,7 +78,7 @@ class Tls(_Table):
 class Ostree(_Table):
     """Which commit the disk carries."""
 
-    repo: Annotated[str, Field(min_length=1)] = Field(
+    repo: RepoPlace = Field(
         description="the OSTree repo: a folder, relative to the recipe, or an http(s) URL"
     )
     ref: Ref

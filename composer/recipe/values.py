@@ -75,6 +75,12 @@ def _check_not_zero(value: str) -> str:
     return value
 
 
+def _check_repo(value: str) -> str:
+    if "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError("a URL has no user's name or password, which would be logged; ~/.netrc is for them")
+    return value
+
+
 def _check_text(value: str) -> str:
     if "\0" in value:
         raise ValueError("a text has no NUL characters")
@@ -92,6 +98,7 @@ Size = Annotated[
 Ref = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*$", max_length=255)
 ]
+RepoPlace = Annotated[str, AfterValidator(_check_repo), Field(min_length=1)]
 Stateroot = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*$", max_length=64)]
 RemoteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
 Url = Annotated[str, Field(pattern=r"^(https?|file)://[!-~]+$", max_length=2048)]

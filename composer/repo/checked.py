@@ -8,6 +8,7 @@ so what a helper gets of it need not be inflated at an emulated CPU's pace.
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
 import re
@@ -21,9 +22,12 @@ from composer.deadline import Deadline
 from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged, ToolFailed
 from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust, check_ed25519
+from composer.store.folders import written_beside
 from composer.store.locks import locked
 
 _MODE = "bare-user"
+# A remote's address but while it is pulled from.
+_NOWHERE = "file:///"
 # What libostree 2022.7 says, by what is at fault (ostree-repo-pull.c, ostree-repo-pull-verify.c,
 # ostree-gpg-verify-result.c).
 _UNTRUSTED = re.compile(
@@ -122,7 +126,6 @@ def _remote(repo: Repo, source: str, trust: Trust, deadline: Deadline) -> str:
     name = f"c-{hashlib.sha256(f'{source} {trust.digest}'.encode()).hexdigest()[:24]}"
     if name in repo.ostree("remote", "list", deadline=deadline).split():
         return name
-    # The address is given anew with each pull.
     with tempfile.TemporaryDirectory() as folder:
         # Not --no-sign-verify: libostree 2022.7 takes that for --no-gpg-verify as well.
         options = ["--set=gpg-verify=true"] if trust.gpg else ["--no-gpg-verify"]
@@ -131,7 +134,7 @@ def _remote(repo: Repo, source: str, trust: Trust, deadline: Deadline) -> str:
             path.write_bytes(key)
             options.append(f"--gpg-import={path}")
         try:
-            repo.ostree("remote", "add", *options, name, "file:///", deadline=deadline)
+            repo.ostree("remote", "add", *options, name, _NOWHERE, deadline=deadline)
         except ToolFailed as error:
             raise BadInput(f"the recipe's GPG keys cannot be used: {error.message}") from error
     return name
@@ -141,14 +144,36 @@ def _pull(
     repo: Repo, remote: str, url: str, source: str, wanted: str, options: tuple[str, ...], deadline: Deadline
 ) -> None:
     try:
-        repo.ostree("pull", "--untrusted", *options, f"--url={url}", remote, wanted, deadline=deadline)
+        with _addressed(repo, remote, url):
+            repo.ostree("pull", "--untrusted", *options, remote, wanted, deadline=deadline)
     except ToolFailed as error:
-        raise _explained(error, source, wanted) from error
+        raise _explained(error, url, source, wanted) from None
 
 
-def _explained(error: ToolFailed, source: str, wanted: str) -> ComposerError:
-    said = error.stderr.strip().splitlines()
-    reason = said[-1].removeprefix("error: ") if said else error.message
+@contextmanager
+def _addressed(repo: Repo, remote: str, url: str) -> Iterator[None]:
+    """Have a remote's address be ``url`` for the block.
+
+    Not by --url: every user of the host reads the argv of programs, and an export's URL has its token.
+    """
+    try:
+        _write_url(repo.path / "config", remote, url)
+        yield
+    finally:
+        _write_url(repo.path / "config", remote, _NOWHERE)
+
+
+def _write_url(config: Path, remote: str, url: str) -> None:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.read_string(config.read_text())
+    parser.set(f'remote "{remote}"', "url", url)
+    with written_beside(config, 0o600) as new, new.open("w") as file:
+        parser.write(file, space_around_delimiters=False)
+
+
+def _explained(error: ToolFailed, url: str, source: str, wanted: str) -> ComposerError:
+    said = error.stderr.replace(url, source).strip().splitlines()
+    reason = said[-1].removeprefix("error: ") if said else "ostree said nothing"
     what = wanted.rpartition("@")[2][:12] if "@" in wanted else wanted
     if _UNTRUSTED.search(reason):
         return NotTrusted(f"commit {what} of {source} is not trusted: {reason}")

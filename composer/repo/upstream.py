@@ -40,9 +40,19 @@ def is_url(source: str) -> bool:
 
 
 class Upstream:
-    """A remote repo; close it with `close`.  Many threads may ask at once."""
+    """A remote repo; close it with `close`.  Many threads may ask at once.
+
+    BadInput where the URL has a user's name or password, which would end up in manifests and logs.
+    """
 
     def __init__(self, url: str, tls: Tls, deadline: Deadline) -> None:
+        _, at, host = url.partition("://")[2].partition("/")[0].rpartition("@")
+        if at:
+            raise BadInput(
+                f"the URL of the repo on {host} has a user's name or password in it",
+                hint=f"echo machine {host.partition(':')[0]} login NAME password PASSWORD >>~/.netrc   "
+                "and the URL without them",
+            )
         self.url = url.rstrip("/")
         self._deadline = deadline
         self._session = requests.Session()

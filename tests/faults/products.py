@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import random
+import re
 import shutil
 import stat
 import struct
@@ -12,10 +13,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from tests.faults.ground import Experiment, Ground, Trial
-from tests.vm.place import HASH, REF, ostree
+from tests.vm.place import HASH, REF, Ran, Trace, ostree
 
 _REF = "tiny/tree"
 _RECIPE = f"""
@@ -40,7 +44,9 @@ _OWN = ("/etc/machine-id", "/var/lib/systemd/random-seed", "/var/lib/dbus/machin
 
 
 def _tiny_tree(ground: Ground) -> None:
-    """Commit a tree that can be deployed and holds next to nothing."""
+    """Commit a tree that can be deployed and holds next to nothing, unless it is there."""
+    if (ground.repo.path / "refs/heads" / _REF).exists():
+        return
     tree = ground.place.folder / "tiny-tree"
     for folder in _FOLDERS:
         (tree / folder).mkdir(parents=True)
@@ -154,27 +160,89 @@ def _holds(path: Path, canary: bytes) -> bool:
         return content.find(canary) >= 0
 
 
+# A private key, and the URL of an export, which has its token (composer/export/http.py).
+_FORMS = (re.compile(rb"PRIVATE KEY"), re.compile(rb"127\.0\.0\.1:[0-9]+/[A-Za-z0-9_-]{20}"))
+_KEY_CANARY = "c4n4ry-of-a-key"
+_FAILING = """
+name = "failing"
+[ostree]
+repo = "@URL@"
+ref = "@REF@"
+stateroot = "tiny"
+[ostree.tls]
+certificate = "secret.pem"
+key = "secret.pem"
+[bootstrap]
+ref = "@HELPER@"
+[disk]
+size = "256 MiB"
+[[users]]
+name = "nobody-has-useradd-there"
+password_hash = "@HASH@"
+[[files]]
+path = "/etc/secret"
+content = "a 'quoted' $HOME `text`"
+"""
+
+
+def _assert_untold(ran: Ran, trace: Path, canaries: tuple[bytes, ...]) -> None:
+    """Assert that neither what a composer said nor any argv of what it started has a secret in it."""
+    said, traced = (ran.stdout + ran.stderr + json.dumps(ran.events)).encode(), trace.read_bytes()
+    assert b"execve(" in traced
+    for canary in canaries:
+        assert canary not in said
+        assert canary not in traced
+    for form in _FORMS:
+        assert not form.search(said), form
+        assert not form.search(traced), form
+
+
+def _failing_build(ground: Ground, trace: Trace) -> Ran:
+    """Build over HTTP from a URL with secrets of all kinds, until a step fails that has read them."""
+    place = ground.place
+    (place.folder / "secret.pem").write_text(f"{_KEY_CANARY}\n")
+    # Another server than ours, so that a URL of ours is known by its token.
+    handler = partial(SimpleHTTPRequestHandler, directory=str(ground.repo.path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        recipe = place.folder / "failing.toml"
+        words = {"@URL@": f"http://127.0.0.1:{server.server_address[1]}", "@REF@": _REF, "@HELPER@": REF}
+        text = _FAILING.replace("@HASH@", HASH)
+        for word, meant in words.items():
+            text = text.replace(word, meant)
+        recipe.write_text(text)
+        try:
+            return place.composer("build", recipe, "--transport", "http", "--debug", prefix=trace.prefix)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @contextmanager
 def secrets(ground: Ground) -> Iterator[Trial]:
-    """What a real build was told in secret: not in argv, logs, events, caches, or what others can read."""
+    """What builds were told in secret: not in argv, logs, events, caches, or what others can read."""
     built, place = ground.built, ground.place
-    canaries = (HASH.encode(), b"a 'quoted' $HOME `text`", HASH.rpartition("$")[2].encode())
+    digest = HASH.rpartition("$")[2].encode()
+    canaries = (HASH.encode(), digest, b"a 'quoted' $HOME `text`", _KEY_CANARY.encode())
+    _tiny_tree(ground)
 
     def trial(_chance: random.Random) -> None:
-        said = (built.ran.stdout + built.ran.stderr + json.dumps(built.ran.events)).encode()
-        trace = built.trace.path.read_bytes()
-        assert b"execve(" in trace
-        for canary in canaries:
-            # The disk has it; were it not to be found there, nothing would have been looked for.
-            assert canary not in said
-            assert canary not in trace
-            for folder in (place.folder / "cache", place.runs):
-                for path in folder.rglob("*"):
-                    if path.is_file() and not path.is_symlink():
+        trace = Trace(place.folder / "failing.trace", opens=False)
+        failed = _failing_build(ground, trace)
+        assert failed.code == 1, failed.stderr
+        assert "step 'customise'" in failed.stderr
+        _assert_untold(failed, trace.path, canaries)
+        _assert_untold(built.ran, built.trace.path, canaries)
+        for folder in (place.folder / "cache", place.runs):
+            for path in folder.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    for canary in canaries:
                         assert not _holds(path, canary), path
-            manifest = built.disk.with_name(f"{built.disk.name}.manifest.json")
-            assert not _holds(manifest, canary)
-        assert _holds(built.disk, canaries[2])
+        manifest = built.disk.with_name(f"{built.disk.name}.manifest.json").read_bytes()
+        assert not any(canary in manifest for canary in canaries)
+        # The disk has it; were it not to be found there, nothing would have been looked for.
+        assert _holds(built.disk, digest)
         assert stat.S_IMODE(built.disk.stat().st_mode) == 0o600
         # A key that opens a helper lies in a folder that nobody else may enter.
         for folder in (place.folder / "cache", place.runs):

@@ -140,6 +140,13 @@ def test_wrong_value(tmp_path: Path, text: str, key: str) -> None:
     assert list(faults_of(tmp_path, BASE + text)) == [key]
 
 
+@pytest.mark.parametrize("url", ["https://me:secret@example.org/r", "http://secret@example.org"])
+def test_a_password_in_a_url_is_refused_and_not_told(tmp_path: Path, url: str) -> None:
+    faults = faults_of(tmp_path, BASE.replace('"repo"', f'"{url}"'))
+    assert "netrc" in faults["ostree.repo"]
+    assert "secret" not in faults["ostree.repo"]
+
+
 @pytest.mark.parametrize("character", [*"'\"$`\\;|&<>(){}*?#! \n\t", "\x7f", "ä"])
 def test_karg_that_a_bootloader_would_read(tmp_path: Path, character: str) -> None:
     text = BASE + f"kargs = [{json.dumps(f'a{character}b')}]\n"

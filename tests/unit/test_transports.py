@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from composer.compose.source import opened_source
-from composer.compose.supply import obstacles
+from composer.compose.supply import Supply, obstacles
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError
-from composer.export.choice import choose
+from composer.errors import BadInput, ComposerError, GuestStepFailed
+from composer.events import Reporter, Tape
+from composer.export.choice import Choice, choose
 from composer.export.delta import Wanted, cache_of, delta_disk, lacking, shared_folder
+from composer.export.http import http_export
 from composer.helper.bootstrap import BootstrapImage
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo
@@ -220,6 +225,83 @@ def test_the_proxy_of_the_environment_is_used(
         monkeypatch.delenv("no_proxy", raising=False)
         assert Upstream("http://repo.example.org/r", Tls(), deadline).download("objects/x", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == Moody.content
+
+
+class Closed(Moody):
+    """Lets in who has the right name and password (RFC 7617)."""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == f"Basic {base64.b64encode(b'me:secret').decode()}":
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+
+def test_a_password_comes_from_netrc(
+    tmp_path: Path, deadline: Deadline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Moody.breaks, Moody.busy = 0, 0
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    with served(Closed) as url:
+        with pytest.raises(ComposerError, match="401"):
+            Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        assert Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+        with pytest.raises(BadInput, match="password in it") as caught:
+            Upstream(url.replace("//", "//me:secret@"), Tls(), deadline)
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_token_of_an_export_is_told_to_nobody(
+    own: tuple[Repo, str, str], tmp_path: Path, fake_tool: Callable[[str, str], Path]
+) -> None:
+    _, _, second = own
+    log, real = tmp_path / "argv", shutil.which("ostree")
+    with http_export(tmp_path / "r") as export, ExitStack() as stack:
+        cache = tmp_path / "cache-of-url"
+        source = stack.enter_context(
+            opened_source(export.url, tmp_path, cache, Trust(), Tls(), Deadline.after(60))
+        )
+        assert source.through is not None
+        token = source.through.token
+        fake_tool("ostree", f'#!/bin/sh\necho "$@" >>\'{log}\'\nexec {real} "$@"\n')
+        source.fetch("os/good", second)
+        with pytest.raises(ComposerError) as caught:
+            source.fetch("os/good", "0" * 64)
+        assert "pull" in log.read_text()
+        assert token not in log.read_text() + f"{caught.value.message} {caught.value.detail}"
+        assert token not in (source.checked.path / "config").read_text()
+
+
+@dataclass
+class Listening:
+    """A shell that passes connections on, as far as anybody here knows."""
+
+    @contextmanager
+    def listening(self, serve: object, deadline: Deadline) -> Iterator[int]:
+        yield 4711
+
+
+def test_nor_is_what_a_guest_says_of_it(
+    own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline
+) -> None:
+    with opened_source("r", tmp_path, tmp_path / "c", Trust(), Tls(), deadline) as source:
+        supply = Supply(Choice("http", ""), source, None, None)
+        helper = SimpleNamespace(shell=Listening())
+        workshop = SimpleNamespace(deadline=deadline, reporter=Reporter(Tape()))
+        urls: list[str] = []
+
+        def fail() -> None:
+            with supply.reaching(helper, workshop) as where:  # type: ignore[arg-type]
+                urls.append(where["export-url"].decode())
+                raise GuestStepFailed("pull", f"While fetching {urls[0]}/x: 404", detail=f"at {urls[0]}")
+
+        with pytest.raises(GuestStepFailed) as caught:
+            fail()
+    token = urls[0].rpartition("/")[2]
+    assert len(token) > 20
+    assert token not in f"{caught.value} {caught.value.message} {caught.value.detail}"
+    assert "While fetching http://127.0.0.1:4711/..." in str(caught.value)
 
 
 RECIPE = """
