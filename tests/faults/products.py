@@ -13,13 +13,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 from tests.faults.ground import Experiment, Ground, Trial
 from tests.vm.place import HASH, REF, Ran, Trace, ostree
+from tests.web import web_server
 
 _REF = "tiny/tree"
 _RECIPE = f"""
@@ -201,22 +199,14 @@ def _failing_build(ground: Ground, trace: Trace) -> Ran:
     """Build over HTTP from a URL with secrets of all kinds, until a step fails that has read them."""
     place = ground.place
     (place.folder / "secret.pem").write_text(f"{_KEY_CANARY}\n")
+    recipe = place.folder / "failing.toml"
     # Another server than ours, so that a URL of ours is known by its token.
-    handler = partial(SimpleHTTPRequestHandler, directory=str(ground.repo.path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        recipe = place.folder / "failing.toml"
-        words = {"@URL@": f"http://127.0.0.1:{server.server_address[1]}", "@REF@": _REF, "@HELPER@": REF}
+    with web_server(ground.repo.path) as url:
         text = _FAILING.replace("@HASH@", HASH)
-        for word, meant in words.items():
+        for word, meant in {"@URL@": url, "@REF@": _REF, "@HELPER@": REF}.items():
             text = text.replace(word, meant)
         recipe.write_text(text)
-        try:
-            return place.composer("build", recipe, "--transport", "http", "--debug", prefix=trace.prefix)
-        finally:
-            server.shutdown()
-            thread.join()
+        return place.composer("build", recipe, "--transport", "http", "--debug", prefix=trace.prefix)
 
 
 @contextmanager

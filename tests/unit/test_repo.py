@@ -6,10 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -21,6 +18,7 @@ from composer.plan import check_bootable
 from composer.repo.local import Repo, open_repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
+from tests.web import web_server
 
 
 @pytest.fixture
@@ -212,22 +210,12 @@ def test_url_that_is_none(tmp_path: Path, url: str) -> None:
         use(url, tmp_path)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """Serve a folder that is no repo."""
     (tmp_path / "web").mkdir()
-    handler = partial(Quiet, directory=str(tmp_path / "web"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with web_server(tmp_path / "web") as url:
+        yield url
 
 
 @pytest.mark.parametrize("config", [None, b"<html>", b"\xff\xfe"])
