@@ -33,7 +33,7 @@ lint: setup
 	scripts/shellcheck-all
 
 test-unit: setup
-	$(VENV)/bin/pytest tests/unit
+	$(VENV)/bin/pytest -n auto tests/unit
 
 test-vm: setup
 	scripts/vm-tests $(VENV)
