@@ -19,6 +19,8 @@ from composer.repo.local import mode_of
 
 _ANSWER_SECONDS = 30.0
 _RETRIES = 5
+# Who is wrong about the address is to hear so in seconds.
+_CONNECT_RETRIES = 3
 _RESUMES = 5
 _CHUNK = 2**18
 _LARGEST_TEXT = 2**20
@@ -59,6 +61,7 @@ class Upstream:
         # 5xx and 429: a mirror that is busy now will serve in a moment.
         retry = Retry(
             total=_RETRIES,
+            connect=_CONNECT_RETRIES,
             backoff_factor=0.3,
             status_forcelist=(429, 500, 502, 503, 504),
             raise_on_status=False,
@@ -69,8 +72,7 @@ class Upstream:
         if tls.certificate is not None:
             pair = (str(tls.certificate), str(tls.key)) if tls.key else str(tls.certificate)
             self._session.cert = pair
-        if tls.ca is not None:
-            self._session.verify = str(tls.ca)
+        self._verify = str(tls.ca) if tls.ca else None
 
     def close(self) -> None:
         """End its connections."""
@@ -145,7 +147,10 @@ class Upstream:
 
     def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
         seconds = min(_ANSWER_SECONDS, self._deadline.left() + 1)
-        return self._session.get(f"{self.url}/{path}", headers=dict(headers), timeout=seconds, stream=True)
+        # verify: a session's own would be overridden by REQUESTS_CA_BUNDLE (psf/requests#3829).
+        return self._session.get(
+            f"{self.url}/{path}", headers=dict(headers), timeout=seconds, stream=True, verify=self._verify
+        )
 
     def _check_status(self, answer: requests.Response, path: str) -> None:
         if not answer.ok:

@@ -31,6 +31,8 @@ from composer.repo.local import Repo, open_repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream
 from composer.store.cache import Entry
+from tests.certificates import Authority
+from tests.web import web_server
 
 REF = "os/good"
 
@@ -225,6 +227,47 @@ def test_the_proxy_of_the_environment_is_used(
         monkeypatch.delenv("no_proxy", raising=False)
         assert Upstream("http://repo.example.org/r", Tls(), deadline).download("objects/x", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == Moody.content
+
+
+def test_a_published_delta_is_used(own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline) -> None:
+    _, first, second = own
+    repo = Repo(tmp_path / "r", "r")
+    repo.ostree("static-delta", "generate", f"--from={first}", f"--to={second}", deadline=deadline)
+    repo.ostree("summary", "--update", deadline=deadline)
+    asked: list[str] = []
+    cache = tmp_path / "cache-of-url"
+    with (
+        web_server(repo.path, asked) as url,
+        opened_source(url, tmp_path, cache, Trust(), Tls(), deadline) as source,
+    ):
+        source.fetch(REF, first)
+        asked.clear()
+        source.fetch(REF, second)
+    assert [path for path in asked if path.startswith("/deltas/") and path.endswith("/superblock")]
+    assert [path for path in asked if path.endswith(".filez")] == []
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def test_client_certificates(
+    tmp_path: Path, deadline: Deadline, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has the right one gets in, and a server that the authority does not vouch for is not believed."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/x").write_text("inside")
+    # requests takes these for more than what a session was told (psf/requests#3829).
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    certificate, key = authority.issue("127.0.0.1")
+    with web_server(tmp_path / "files", tls=authority.server(certificate, key)) as url:
+        mine = Upstream(url, Tls(certificate, key, authority.path), deadline)
+        assert mine.text("x") == "inside"
+        mine.close()
+        for tls in (Tls(ca=authority.path), Tls(certificate, key)):
+            with pytest.raises(BadInput, match=r"cannot be reached: .*(certificate|alert|EOF)"):
+                Upstream(url, tls, deadline).text("x")
 
 
 class Closed(Moody):
