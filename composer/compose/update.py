@@ -16,7 +16,7 @@ from composer.compose.workshop import Workshop, check_room
 from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
-from composer.export.delta import Wanted
+from composer.export.delta import Wanted, lacking, room_for_objects
 from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
 from composer.helper.job import Job, JobResult, check_tools, run_job
 from composer.helper.lease import Helper, HelperShape
@@ -189,7 +189,7 @@ def _bring(
     with ExitStack() as stack:
         folder = stack.enter_context(workshop.folder(work))
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
-        _check_root(work.disk, manifest, supply)
+        _check_root(workshop, work.disk, manifest, supply, repo, wanted)
 
         def act(helper: Helper) -> JobResult:
             with supply.reaching(helper, workshop) as where:
@@ -206,15 +206,22 @@ def _bring(
     )  # fmt: skip
 
 
-def _check_root(disk: Path, manifest: Manifest, supply: Supply) -> None:
+def _check_root(
+    workshop: Workshop, disk: Path, manifest: Manifest, supply: Supply, repo: Repo, wanted: Wanted
+) -> None:
     """Raise BadInput where the disk's root file system has no room for what it lacks."""
-    if manifest.root is None or manifest.disk != Identity.of(disk) or supply.made is None:
+    if manifest.root is None or manifest.disk != Identity.of(disk):
         return
+    if supply.made is not None:
+        needed = supply.made.room
+    else:
+        objects = lacking(repo, wanted, workshop.deadline, supply.source.known)
+        needed = room_for_objects(repo, objects)
     room = manifest.root.free - int(manifest.root.size * _KEPT_FREE)
-    if supply.made.room > room:
+    if needed > room:
         raise BadInput(
             f"the root file system of {disk} has room for {show_size(max(room, 0))} more; "
-            f"the update needs {show_size(supply.made.room)}",
+            f"the update needs {show_size(needed)}",
             hint="a smaller commit (--ref), or a new build with a larger [disk] size",
         )
 

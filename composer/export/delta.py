@@ -116,7 +116,7 @@ def delta_disk(
         objects = lacking(repo, wanted, deadline, known)
         tree = folder / "tree"
         former = _former(repo, wanted, objects, deadline)
-        room = _room_of(repo, objects)
+        room = room_for_objects(repo, objects)
         if former is None:
             _fill(tree, repo, objects, os.link)
         else:
@@ -129,7 +129,7 @@ def delta_disk(
     return Delta(*cache.get(_inputs(repo, wanted), make, deadline))
 
 
-def _room_of(repo: Repo, objects: list[str]) -> int:
+def room_for_objects(repo: Repo, objects: Iterable[str]) -> int:
     """Return the room that objects take on a file system with 4 KiB blocks, an inode each included."""
     sizes = [path.lstat().st_size for name in objects if (path := repo.object_path(name)).exists()]
     return sum(-(-size // _BLOCK) * _BLOCK + _INODE for size in sizes)

@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -299,9 +299,11 @@ def test_what_was_kept_and_pruned_is_told(workshop: FakeWorkshop, old_disk: Path
     assert outcome.manifest.root.free == 2_000_000
 
 
+@pytest.mark.parametrize("transport", ["delta", "http"])
 def test_a_full_root_file_system_is_told_before_a_helper_starts(
-    workshop: FakeWorkshop, old_disk: Path
+    workshop: FakeWorkshop, old_disk: Path, transport: str
 ) -> None:
+    workshop = replace(workshop, options=Options(transport=transport))
     manifest = load_manifest(old_disk)
     assert manifest is not None
     full = manifest.model_copy(update={"root": Room(size=2**30, free=2**24)})
