@@ -61,6 +61,7 @@ class ComposerError(Exception):
         """Take a secret out of all that is told."""
         self.message = self.message.replace(secret, "...")
         self.detail = self.detail and self.detail.replace(secret, "...")
+        self.hint = self.hint and self.hint.replace(secret, "...")
         self.args = (self.message,)
 
 
@@ -122,7 +123,6 @@ class GuestStepFailed(ComposerError):
 
     def __init__(self, step: str, reason: str, *, detail: str | None = None) -> None:
         super().__init__(f"step {step!r} in the helper failed: {reason}", detail=detail, step=step)
-        self.reason = reason
 
 
 class NoSpace(ComposerError):

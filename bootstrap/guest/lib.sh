@@ -104,12 +104,10 @@ deployment_folder() {
     done
 }
 
-# boot_entry PLACE: the boot entry of a deployment, by its place in the list, the default being 1.
-# Of so many the first has their number as its version, the last has 1.
+# boot_entry VERSION: the boot entry of that version; nothing where there is none.  Of so many deployments
+# the first one's has their number as its version, the last one's has 1.
 boot_entry() {
-    version=$(($(deployments | wc -l) - $1 + 1))
     for entry in "$SYSROOT"/boot/loader/entries/ostree-*.conf; do
-        if grep -qsx "version $version" "$entry"; then echo "$entry"; return; fi
+        if grep -qsx "version $1" "$entry"; then echo "$entry"; fi
     done
-    fail "deployment $1 has no boot entry"
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, NoSpace, RepoDamaged
+from composer.errors import BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged
 from composer.export.http import HttpExport, http_export
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo, unsound
@@ -68,18 +68,31 @@ class RepoSource:
             raise
         except NoSpace as error:
             # A damaged object may say that it is of any size.
-            if not (faults := self._faults(commit)):
+            if not (faults := self._unsound(commit)):
                 raise
             raise RepoDamaged(
                 f"the repo {self.named} is damaged: {error.message}", detail="\n".join(faults[:_TOLD])
             ) from error
+        except NotTrusted:
+            raise
+        except ComposerError as error:
+            error.detail = error.detail or "\n".join(self._refused()[:_TOLD]) or None
+            raise
 
     def _faults(self, commit: str) -> list[str]:
         """Name the objects at fault; libostree does not name all that are cut short or gone."""
+        return self._refused() + self._unsound(commit)
+
+    def _refused(self) -> list[str]:
+        """Say what could not be brought from a URL."""
+        if self.through is None:
+            return []
+        refused = sorted(self.through.served.refused.items())
+        return [f"{path}: {why}" for path, why in refused if _NEEDED.match(path)]
+
+    def _unsound(self, commit: str) -> list[str]:
         if self.through is not None:
-            refused = self.through.served.refused
-            faults = [f"{path}: {why}" for path, why in sorted(refused.items()) if _NEEDED.match(path)]
-            return faults + unsound(self.through.root.glob("objects/*/*.filez"))
+            return unsound(self.through.root.glob("objects/*/*.filez"))
         assert self.folder is not None
         if not self.folder.servable:
             return []

@@ -71,14 +71,14 @@ class Supply:
             self.source.exported() as export,
             helper.shell.listening(export.serve, workshop.deadline) as port,
             pull_watched(export, workshop.reporter),
-            _kept(export.token),
+            _untold(export.token),
         ):
             yield {"export-url": export.url_at(port).encode()}
             self.moved.objects, self.moved.bytes = export.served.files, export.served.bytes
 
 
 @contextmanager
-def _kept(token: str) -> Iterator[None]:
+def _untold(token: str) -> Iterator[None]:
     """Keep a token secret: what the guest's ostree says of a failed pull has the URL."""
     try:
         yield

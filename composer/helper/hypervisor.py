@@ -23,6 +23,7 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied, NoSpace
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 from composer.helper.machine import Abilities, console_tail
+from composer.store.folders import remove_tree
 from composer.store.runs import driver_root
 
 # libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
@@ -69,7 +70,8 @@ def _embedded_root(runs: Path, remembered: Path) -> Path:
     remembered.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(mode=0o700, parents=True)
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    # libvirt's own threads write down how a VM ended, even now.
+    atexit.register(remove_tree, root)
     (root / "cache").symlink_to(remembered)
     (root / "etc").mkdir()
     (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")

@@ -75,9 +75,11 @@ def _check_not_zero(value: str) -> str:
     return value
 
 
-def _check_repo(value: str) -> str:
+def _check_address(value: str) -> str:
     if "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
-        raise ValueError("a URL has no user's name or password, which would be logged; ~/.netrc is for them")
+        raise ValueError(
+            "a URL has no user's name or password, which others could read; ~/.netrc is for them"
+        )
     return value
 
 
@@ -98,10 +100,12 @@ Size = Annotated[
 Ref = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*$", max_length=255)
 ]
-RepoPlace = Annotated[str, AfterValidator(_check_repo), Field(min_length=1)]
+RepoPlace = Annotated[str, AfterValidator(_check_address), Field(min_length=1)]
 Stateroot = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*$", max_length=64)]
 RemoteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
-Url = Annotated[str, Field(pattern=r"^(https?|file)://[!-~]+$", max_length=2048)]
+Url = Annotated[
+    str, AfterValidator(_check_address), Field(pattern=r"^(https?|file)://[!-~]+$", max_length=2048)
+]
 Karg = Annotated[str, AfterValidator(_check_karg), Field(max_length=1024)]
 # hostname(7)
 Hostname = Annotated[

@@ -72,6 +72,9 @@ class CheckedRepo:
                         f"no OSTree repo can be made in {self.folder}: {error.message}",
                         hint="export COMPOSER_CACHE=FOLDER   on a file system with extended attributes",
                     ) from error
+            # Of a composer that was killed as it wrote an address.
+            for left in self.path.glob(".config.*.new"):
+                left.unlink(missing_ok=True)
             yield repo
 
     def head(self, source: str, url: str, ref: str, trust: Trust, deadline: Deadline) -> str:
@@ -144,23 +147,28 @@ def _pull(
     repo: Repo, remote: str, url: str, source: str, wanted: str, options: tuple[str, ...], deadline: Deadline
 ) -> None:
     try:
-        with _addressed(repo, remote, url):
-            repo.ostree("pull", "--untrusted", *options, remote, wanted, deadline=deadline)
+        with _addressed(repo, remote, url) as address:
+            repo.ostree("pull", "--untrusted", *options, *address, remote, wanted, deadline=deadline)
     except ToolFailed as error:
         raise _explained(error, url, source, wanted) from None
 
 
 @contextmanager
-def _addressed(repo: Repo, remote: str, url: str) -> Iterator[None]:
-    """Have a remote's address be ``url`` for the block.
+def _addressed(repo: Repo, remote: str, url: str) -> Iterator[tuple[str, ...]]:
+    """Have a remote's address be ``url`` for the block; yield what a pull is to be told besides.
 
-    Not by --url: every user of the host reads the argv of programs, and an export's URL has its token.
+    An export's is not told by --url: every user of the host reads argv, and it has a token in it.
     """
+    if url.startswith(_NOWHERE):
+        yield (f"--url={url}",)
+        return
+    config = repo.path / "config"
+    _write_url(config, remote, url)
     try:
-        _write_url(repo.path / "config", remote, url)
-        yield
+        yield ()
     finally:
-        _write_url(repo.path / "config", remote, _NOWHERE)
+        with suppress(OSError):  # of what failed before, more is to be told; the next pull writes it anew
+            _write_url(config, remote, _NOWHERE)
 
 
 def _write_url(config: Path, remote: str, url: str) -> None:
@@ -172,16 +180,17 @@ def _write_url(config: Path, remote: str, url: str) -> None:
 
 
 def _explained(error: ToolFailed, url: str, source: str, wanted: str) -> ComposerError:
-    said = error.stderr.replace(url, source).strip().splitlines()
-    reason = said[-1].removeprefix("error: ") if said else "ostree said nothing"
+    said = error.stderr.strip().splitlines() or [f"ostree ended with {error.returncode} and said nothing"]
+    # What an address is called says nothing about what went wrong.
+    bare, reason = (said[-1].removeprefix("error: ").replace(url, name) for name in ("", source))
     what = wanted.rpartition("@")[2][:12] if "@" in wanted else wanted
-    if _UNTRUSTED.search(reason):
+    if _UNTRUSTED.search(bare):
         return NotTrusted(f"commit {what} of {source} is not trusted: {reason}")
-    if _DAMAGED.search(reason):
+    if _DAMAGED.search(bare):
         return RepoDamaged(
             f"the repo {source} is damaged: {reason}",
             hint=f"ostree --repo={source} fsck --all   names all that is",
         )
-    if _FULL.search(reason):
+    if _FULL.search(bare):
         return NoSpace(f"no room for {what} of {source} in the composer's own repo: {reason}", hint=FREE_ROOM)
     return ComposerError(f"{what} cannot be fetched from {source}: {reason}")

@@ -14,10 +14,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError
+from composer.errors import BadInput, ComposerError, NoSpace
 from composer.repo.local import mode_of
 
 _ANSWER_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 _RETRIES = 5
 # Who is wrong about the address is to hear so in seconds.
 _CONNECT_RETRIES = 3
@@ -52,8 +53,8 @@ class Upstream:
         if at:
             raise BadInput(
                 f"the URL of the repo on {host} has a user's name or password in it",
-                hint=f"echo machine {host.partition(':')[0]} login NAME password PASSWORD >>~/.netrc   "
-                "and the URL without them",
+                hint="give the URL without them; in ~/.netrc, readable by you alone (chmod 600), a line: "
+                "machine HOST login NAME password PASSWORD",
             )
         self.url = url.rstrip("/")
         self._deadline = deadline
@@ -111,6 +112,8 @@ class Upstream:
                     if not self._append(path, part):
                         return False
                 except (requests.RequestException, OSError) as error:
+                    if full := NoSpace.told_by(error):
+                        raise full from error
                     if attempt == _RESUMES - 1 or self._deadline.expired:
                         raise ComposerError(f"{self.url}/{path} breaks off: {_cause(error)}") from error
                 else:
@@ -146,7 +149,8 @@ class Upstream:
         return True
 
     def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
-        seconds = min(_ANSWER_SECONDS, self._deadline.left() + 1)
+        left = self._deadline.left() + 1
+        seconds = (min(_CONNECT_SECONDS, left), min(_ANSWER_SECONDS, left))
         # verify: a session's own would be overridden by REQUESTS_CA_BUNDLE (psf/requests#3829).
         return self._session.get(
             f"{self.url}/{path}", headers=dict(headers), timeout=seconds, stream=True, verify=self._verify

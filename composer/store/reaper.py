@@ -53,8 +53,8 @@ def main() -> None:
 def _clear(run: Run, root: Path | None) -> None:
     longest, quiet = Deadline.after(_LONGEST_SECONDS), Deadline.after(_QUIET_SECONDS)
     while not (quiet.expired or longest.expired):
-        # Not one or the other: both are to be ended.
-        if run.end_vms() | bool(root and end_driver(root)):
+        ended = [run.end_vms(), root is not None and end_driver(root)]
+        if any(ended):
             quiet = Deadline.after(_QUIET_SECONDS)
         time.sleep(_POLL_SECONDS)
     run.clear()

@@ -23,6 +23,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.process import companion
+from composer.store.folders import remove_tree
 from composer.store.locks import is_locked, locked
 
 _OWNER_LOCK = "owner.lock"
@@ -41,20 +42,24 @@ def end_driver(root: Path) -> bool:
     Its VMs are those of a run.  What it asks QEMU's abilities with has no guest, and is a daemon.
     """
     folder = os.fsencode(root) + b"/"
-    asking = set(_qemus(lambda word: folder in word)) - set(_qemus(lambda word: word.startswith(b"guest=")))
-    shutil.rmtree(root, ignore_errors=True)
-    return _killed(asking)
+
+    def asks(argv: Sequence[bytes]) -> bool:
+        return any(folder in word for word in argv) and not any(word.startswith(b"guest=") for word in argv)
+
+    ended = _killed(_qemus(asks))
+    remove_tree(root)
+    return ended
 
 
-def _qemus(says: Callable[[bytes], bool]) -> list[int]:
-    """Return the QEMU processes of which some argument is as asked for."""
+def _qemus(chosen: Callable[[Sequence[bytes]], bool]) -> list[int]:
+    """Return the QEMU processes that are chosen by their arguments."""
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         with suppress(OSError):
             argv = (process / "cmdline").read_bytes().split(b"\0")
-            if b"qemu" in argv[0].rpartition(b"/")[2] and any(says(word) for word in argv[1:]):
+            if b"qemu" in argv[0].rpartition(b"/")[2] and chosen(argv[1:]):
                 found.append(int(process.name))
     return found
 
@@ -124,7 +129,7 @@ class Run:
         """
         guest = re.compile(rb"guest=" + re.escape(os.fsencode(self.name)) + rb"[-,]")
         folder = os.fsencode(self.path) + b"/"
-        return _qemus(lambda word: folder in word or bool(guest.match(word)))
+        return _qemus(lambda argv: any(folder in word or guest.match(word) for word in argv))
 
     def end_vms(self) -> bool:
         """Kill the run's VMs; return whether there were any."""

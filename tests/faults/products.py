@@ -236,6 +236,8 @@ def secrets(ground: Ground) -> Iterator[Trial]:
                 if path.is_file() and not path.is_symlink():
                     for canary in canaries:
                         assert not _holds(path, canary), path
+        for config in (place.folder / "cache" / "repo").rglob("*config*"):
+            assert not _FORMS[1].search(config.read_bytes()), config
         manifest = built.disk.with_name(f"{built.disk.name}.manifest.json").read_bytes()
         assert not any(canary in manifest for canary in canaries)
         # The disk has it; were it not to be found there, nothing would have been looked for.

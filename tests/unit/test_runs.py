@@ -108,11 +108,11 @@ def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: P
         ):
             owner.kill()
             assert asking.wait(10) == -9
+            deadline = Deadline.after(10)
+            while root.exists():
+                deadline.check("libvirt's state to go")
+                time.sleep(0.05)
             assert kept.poll() is None
-    deadline = Deadline.after(10)
-    while root.exists():
-        deadline.check("libvirt's state to go")
-        time.sleep(0.05)
 
 
 def test_what_was_asked_with_is_ended_by_whoever_comes_next(runs: Runs, tmp_path: Path) -> None:

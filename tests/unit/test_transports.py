@@ -259,7 +259,8 @@ def test_client_certificates(
     (tmp_path / "files").mkdir()
     (tmp_path / "files/x").write_text("inside")
     # requests takes these for more than what a session was told (psf/requests#3829).
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    (tmp_path / "others").mkdir()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(Authority(tmp_path / "others").path))
     certificate, key = authority.issue("127.0.0.1")
     with web_server(tmp_path / "files", tls=authority.server(certificate, key)) as url:
         mine = Upstream(url, Tls(certificate, key, authority.path), deadline)

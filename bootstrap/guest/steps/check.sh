@@ -8,7 +8,8 @@ for part in "$folder/usr/bin" "$folder/usr/etc" "$folder/etc" "$folder.origin"; 
     [ -e "$part" ] || fail "the default deployment is not complete: ${part#"$folder"} is missing"
 done
 
-chosen=$(boot_entry 1)
+chosen=$(boot_entry "$(deployments | wc -l)")
+[ -n "$chosen" ] || fail "the default deployment has no boot entry"
 
 kernel=
 initramfs=

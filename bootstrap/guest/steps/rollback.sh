@@ -11,7 +11,8 @@ count=$(deployments | wc -l)
 place=$(deployments | grep -nx "$stateroot $commit $serial" | head -n 1 | cut -d: -f1)
 [ -n "$place" ] || fail "the deployment $commit is not on the disk"
 
-chosen=$(boot_entry "$place")
+chosen=$(boot_entry "$((count - place + 1))")
+[ -n "$chosen" ] || fail "the deployment $commit has no boot entry"
 sed -i "s/^version .*/version $((count + 1))/" "$chosen"
 
 set -f
