@@ -185,6 +185,25 @@ def companion(argv: Sequence[str], keeps: Sequence[int] = ()) -> Iterator[None]:
             process.wait()
 
 
+def follower(argv: Sequence[str]) -> None:
+    """Start a program that outlives us; its stdin ends when this process has, whatever ended it."""
+    reading, _ours = os.pipe()  # closed by the kernel alone: until then we are there
+    try:
+        os.posix_spawn(
+            argv[0],
+            list(argv),
+            _environment({}),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, reading, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(reading)
+
+
 def run(
     argv: Sequence[str],
     *,

@@ -6,11 +6,9 @@ shared with other composers.  Any other connection URI works as well.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +21,7 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied, NoSpace
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 from composer.helper.machine import Abilities, console_tail
-from composer.store.folders import remove_tree
-from composer.store.runs import driver_root
+from composer.store.runs import opened_driver
 
 # libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
 # reports as an error reaches us as an exception anyway.
@@ -60,7 +57,7 @@ def _start_event_loop() -> None:
 @functools.cache
 def _embedded_root(runs: Path, remembered: Path) -> Path:
     """Return the root of this process's embedded driver: libvirt lets a process have one, for good."""
-    root = driver_root(runs, os.getpid())
+    root = opened_driver(runs)
     settings = ['stdio_handler = "file"', f'capability_filters = ["{_SLOW_CAPABILITY}"]']
     if os.getuid() == 0:
         # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
@@ -68,10 +65,6 @@ def _embedded_root(runs: Path, remembered: Path) -> Path:
         settings += ["dynamic_ownership = 0", 'security_driver = "none"', "namespaces = []"]
     # What QEMU can do takes libvirt seconds to ask; it keeps the answers here, by QEMU's build.
     remembered.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(mode=0o700, parents=True)
-    # libvirt's own threads write down how a VM ended, even now.
-    atexit.register(remove_tree, root)
     (root / "cache").symlink_to(remembered)
     (root / "etc").mkdir()
     (root / "etc" / "qemu.conf").write_text("\n".join(settings) + "\n")

@@ -7,6 +7,7 @@ processes whose guest has the run's name, and the folder is removed.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import BadInput
-from composer.process import companion
+from composer.process import companion, follower
 from composer.store.folders import remove_tree
 from composer.store.locks import is_locked, locked
 
@@ -34,6 +35,20 @@ _KEPT = "kept"
 def driver_root(folder: Path, pid: int) -> Path:
     """Return where libvirt's embedded driver of a process keeps its state, below the folder of runs."""
     return folder / f"p{pid}"
+
+
+def opened_driver(folder: Path) -> Path:
+    """Make the folder in which libvirt's driver keeps its state in this process; it goes with the process.
+
+    libvirt's threads write into it to the very end, and make it anew for that, so a program removes it that
+    outlives us.
+    """
+    root = driver_root(folder, os.getpid())
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(mode=0o700, parents=True)
+    follower([sys.executable, "-P", "-m", "composer.store.reaper", "driver", str(root)])
+    atexit.register(remove_tree, root)
+    return root
 
 
 def end_driver(root: Path) -> bool:
@@ -192,8 +207,7 @@ class Runs:
         """
         run = Run(self.folder / f"c{secrets.token_hex(4)}")
         run.path.mkdir(mode=0o700)
-        root = str(driver_root(self.folder, os.getpid()))
-        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", "run", str(run.path), root]
+        reaper = [sys.executable, "-P", "-m", "composer.store.reaper", "run", str(run.path)]
         lock = run.path / _OWNER_LOCK
         soon = Deadline.after(5)  # `vm list` looks at the lock by taking it for a moment
         with locked(lock, purpose=purpose, what=f"run {run.name}", wait=soon), companion(reaper, locks):

@@ -24,7 +24,6 @@ from composer.deadline import Deadline
 from composer.process import companion
 from composer.store.folders import Folders, written_beside
 from composer.store.locks import locked
-from composer.store.runs import driver_root
 
 # What mkdtemp puts behind a prefix.
 _RANDOM = "?" * 8
@@ -88,9 +87,8 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
         clear_folders(disk)  # what an earlier composer left is nobody's now
         note = _noted(disk, folders.work)
         reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
-        root = driver_root(folders.runs, os.getpid())
         try:
-            with companion([*reaper, "work", str(disk), str(root), str(lock)], keeps=(lock,)):
+            with companion([*reaper, "work", str(disk), str(lock)], keeps=(lock,)):
                 yield Work(disk, lock)
         finally:
             note.unlink(missing_ok=True)

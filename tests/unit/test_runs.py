@@ -21,7 +21,8 @@ from composer.store.runs import Run, Runs
 OWN = """
 import sys, time
 from pathlib import Path
-from composer.store.runs import Runs
+from composer.store.runs import Runs, opened_driver
+opened_driver(Path(sys.argv[1]))
 with Runs(Path(sys.argv[1])).open("work") as run:
     print(run.name, flush=True)
     time.sleep(60)
@@ -101,7 +102,7 @@ def test_a_killed_composers_vm_is_ended_by_its_companion(runs: Runs, tmp_path: P
 def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: Path) -> None:
     with owned_elsewhere(runs) as (owner, _):
         root = runs.folder / f"p{owner.pid}"
-        root.mkdir()
+        assert root.is_dir()
         with (
             fake_qemu(tmp_path, "-qmp", f"unix:{root}/lib/qemu/qmp-1/qmp.monitor") as asking,
             fake_qemu(tmp_path, "-name", "guest=kept", f"{root}/lib/key", name="qemu-kept") as kept,
@@ -113,6 +114,27 @@ def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: P
                 deadline.check("libvirt's state to go")
                 time.sleep(0.05)
             assert kept.poll() is None
+
+
+# Ends in order, while a thread makes the folder anew to the very end.
+TO_THE_END = """
+import sys, threading
+from pathlib import Path
+from composer.store.runs import opened_driver
+root = opened_driver(Path(sys.argv[1]))
+def write():
+    while True:
+        (root / "run").mkdir(parents=True, exist_ok=True)
+threading.Thread(target=write, daemon=True).start()
+"""
+
+
+def test_libvirts_state_goes_though_its_threads_write_to_the_end(runs: Runs) -> None:
+    subprocess.run([sys.executable, "-c", TO_THE_END, runs.folder], check=True)
+    deadline = Deadline.after(10)
+    while list(runs.folder.glob("p*")):
+        deadline.check("libvirt's state to go")
+        time.sleep(0.05)
 
 
 def test_what_was_asked_with_is_ended_by_whoever_comes_next(runs: Runs, tmp_path: Path) -> None:
