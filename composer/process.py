@@ -188,6 +188,7 @@ def companion(argv: Sequence[str], keeps: Sequence[int] = ()) -> Iterator[None]:
 def follower(argv: Sequence[str]) -> None:
     """Start a program that outlives us; its stdin ends when this process has, whatever ended it."""
     reading, _ours = os.pipe()  # closed by the kernel alone: until then we are there
+    # Not by Popen, which warns of a child that nobody waits for.
     try:
         os.posix_spawn(
             argv[0],

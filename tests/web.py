@@ -1,12 +1,12 @@
-"""A web server of files on loopback, as others run them: no token, no checks."""
+"""Web servers on loopback, as others run them: no token, no checks."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -32,7 +32,15 @@ def web_server(
     folder: Path, asked: list[str] | None = None, tls: ssl.SSLContext | None = None
 ) -> Iterator[str]:
     """Serve a folder for the block; yield the URL.  ``asked`` gets the paths that are asked for."""
-    handler = partial(_Files, directory=str(folder), asked=[] if asked is None else asked)
+    with served(partial(_Files, directory=str(folder), asked=[] if asked is None else asked), tls) as url:
+        yield url
+
+
+@contextmanager
+def served(
+    handler: Callable[..., BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Answer requests for the block; yield the URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)

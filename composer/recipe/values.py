@@ -75,8 +75,14 @@ def _check_not_zero(value: str) -> str:
     return value
 
 
+def host_behind_login(url: str) -> str | None:
+    """Return the host of a URL that has a user's name or password in it; None for any other."""
+    _, login, host = url.partition("://")[2].partition("/")[0].rpartition("@")
+    return host if login else None
+
+
 def _check_address(value: str) -> str:
-    if "://" in value and "@" in value.partition("://")[2].partition("/")[0]:
+    if host_behind_login(value) is not None:
         raise ValueError(
             "a URL has no user's name or password, which others could read; ~/.netrc is for them"
         )

@@ -159,7 +159,7 @@ def _addressed(repo: Repo, remote: str, url: str) -> Iterator[tuple[str, ...]]:
 
     An export's is not told by --url: every user of the host reads argv, and it has a token in it.
     """
-    if url.startswith(_NOWHERE):
+    if url.startswith("file:"):
         yield (f"--url={url}",)
         return
     config = repo.path / "config"

@@ -15,6 +15,7 @@ from urllib3.util import Retry
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, NoSpace
+from composer.recipe.values import host_behind_login
 from composer.repo.local import mode_of
 
 _ANSWER_SECONDS = 30.0
@@ -49,8 +50,8 @@ class Upstream:
     """
 
     def __init__(self, url: str, tls: Tls, deadline: Deadline) -> None:
-        _, at, host = url.partition("://")[2].partition("/")[0].rpartition("@")
-        if at:
+        host = host_behind_login(url)
+        if host is not None:
             raise BadInput(
                 f"the URL of the repo on {host} has a user's name or password in it",
                 hint="give the URL without them; in ~/.netrc, readable by you alone (chmod 600), a line: "

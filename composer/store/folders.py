@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer.deadline import Deadline
 from composer.errors import BadInput
 
 # sockaddr_un.sun_path holds 108 bytes (unix(7)).  libvirt appends about 60 to the folder of a run.
@@ -21,7 +18,6 @@ _RUN_PATH_LIMIT = 108 - 64
 # linux/fs.h: share the blocks of another file; ioctl_ficlone(2) for what it says where it cannot.
 _FICLONE = 0x40049409
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
-_PATIENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -135,15 +131,6 @@ def has_reflinks(folder: Path) -> bool:
         source = Path(name) / "source"
         source.write_bytes(bytes(4096))
         return _reflinked(source, Path(name) / "copy")
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder into which others may write as they end; what they go on with after a while is left."""
-    patience = Deadline.after(_PATIENCE_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
-    while folder.exists() and not patience.expired:
-        time.sleep(0.01)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.process import companion, follower
-from composer.store.folders import remove_tree
 from composer.store.locks import is_locked, locked
 
 _OWNER_LOCK = "owner.lock"
@@ -47,7 +46,7 @@ def opened_driver(folder: Path) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(mode=0o700, parents=True)
     follower([sys.executable, "-P", "-m", "composer.store.reaper", "driver", str(root)])
-    atexit.register(remove_tree, root)
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     return root
 
 
@@ -62,7 +61,7 @@ def end_driver(root: Path) -> bool:
         return any(folder in word for word in argv) and not any(word.startswith(b"guest=") for word in argv)
 
     ended = _killed(_qemus(asks))
-    remove_tree(root)
+    shutil.rmtree(root, ignore_errors=True)
     return ended
 
 

@@ -102,7 +102,7 @@ def test_failed_step() -> None:
     with pytest.raises(GuestStepFailed) as caught:
         play(RecordedShell(json.dumps(failed).encode() + b"\n", code=1))
     assert caught.value.step == "report"
-    assert caught.value.message.endswith(": no room")
+    assert caught.value.message == "step 'report' in the helper failed: no room"
     assert caught.value.detail == "line 1\nline 2"
 
 

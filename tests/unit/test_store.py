@@ -8,17 +8,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, Busy
-from composer.store.folders import Folders, copied, has_reflinks, publish, remove_tree, written_beside
+from composer.store.folders import Folders, copied, has_reflinks, publish, written_beside
 from composer.store.locks import is_locked, locked
 
 HOLD = """
@@ -246,21 +245,3 @@ def test_copies_have_the_bytes_and_not_the_holes_filled(holes: str, tmp_path: Pa
 def test_reflinks_are_tried_for_real(tmp_path: Path) -> None:
     assert has_reflinks(tmp_path) in (True, False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_goes_though_somebody_still_writes_into_it(tmp_path: Path) -> None:
-    folder = tmp_path / "state"
-    folder.mkdir()
-    began = time.monotonic()
-
-    def write() -> None:
-        while time.monotonic() - began < 0.3:
-            with suppress(OSError):
-                os.close(tempfile.mkstemp(dir=folder)[0])
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    time.sleep(0.05)
-    remove_tree(folder)
-    assert not folder.exists()
-    thread.join()

@@ -8,10 +8,8 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +30,7 @@ from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream
 from composer.store.cache import Entry
 from tests.certificates import Authority
-from tests.web import web_server
+from tests.web import served, web_server
 
 REF = "os/good"
 
@@ -191,16 +189,6 @@ class Moody(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
 def test_a_download_is_retried_and_resumed(tmp_path: Path, deadline: Deadline) -> None:
     Moody.breaks, Moody.busy = 2, 1
     with served(Moody) as url:
@@ -317,7 +305,6 @@ def test_the_token_of_an_export_is_told_to_nobody(
         assert token not in (source.checked.path / "config").read_text()
 
 
-@dataclass
 class Listening:
     """A shell that passes connections on, as far as anybody here knows."""
 
