@@ -20,8 +20,6 @@ from composer.disk.manifest import Identity, load_manifest
 from tests.faults.ground import Experiment, Ground, Trial
 from tests.vm.place import TIMEOUT, Place
 
-# What the product promises: so long after the composer's death nothing of it is left.
-_LAST_RITES_SECONDS = 5.0
 _AT_ONCE = 8
 
 
@@ -97,19 +95,6 @@ def assert_sound(subject: Subject, *, boots: bool) -> None:
         assert verified.code == 0, verified.stderr
 
 
-def assert_cleared(place: Place, folder: Path) -> None:
-    """Assert that soon after a composer's death nothing that it used is left."""
-    began = time.monotonic()
-
-    def left() -> list[str]:
-        beside = [path.name for path in folder.iterdir() if ".work." in path.name or ".lock" in path.name]
-        return [*map(str, place.qemu_pids()), *place.runs_left(), *beside]
-
-    while found := left():
-        assert time.monotonic() - began < _LAST_RITES_SECONDS, f"still there: {found}"
-        time.sleep(0.05)
-
-
 @contextmanager
 def killed(ground: Ground) -> Iterator[Trial]:
     """SIGKILL of the composer, of QEMU or of both, at any instant of an update."""
@@ -128,7 +113,7 @@ def killed(ground: Ground) -> Iterator[Trial]:
             in_publish = victim == "composer" and chance.random() < 0.4
             instant = chance.uniform(0, 4.0 if in_publish else whole)
             code = _update_killed(disk, victim, "publish" if in_publish else None, instant)
-            assert_cleared(place, disk.folder)
+            place.assert_cleared(disk.folder)
             if code == 0:  # it was through by then
                 assert digest(disk.disk) != disk.was
             elif disk.untouched() and chance.random() < 0.8:

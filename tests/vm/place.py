@@ -30,6 +30,8 @@ REF = "debian/bookworm/amd64/demo"
 CLOUD_REF = "debian/bookworm/amd64/cloud"
 # Far above what any of these takes under emulation; what hangs must end all the same.
 TIMEOUT = 600
+# What docs/safety.md promises.  Not at once: libvirt's threads write to the very end of a composer.
+_LAST_RITES_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,22 @@ class Place:
         """The folders of jobs, and of libvirt's drivers in other processes than this one."""
         own = f"p{os.getpid()}"
         return sorted(path.name for path in self.runs.iterdir() if path.name != own)
+
+    def assert_cleared(self, beside: Path | None = None) -> None:
+        """Assert that soon after a composer's end, however it came, nothing that it used is left.
+
+        ``beside`` is the folder of the disk that it worked on.
+        """
+        began = time.monotonic()
+
+        def left() -> list[str]:
+            names = [path.name for path in beside.iterdir()] if beside else []
+            work = [name for name in names if ".work." in name or ".lock" in name]
+            return [*map(str, self.qemu_pids()), *self.runs_left(), *work]
+
+        while found := left():
+            assert time.monotonic() - began < _LAST_RITES_SECONDS, f"still there: {found}"
+            time.sleep(0.05)
 
     def qemu_pids(self) -> list[int]:
         """The VMs that run in this place, whoever started them."""

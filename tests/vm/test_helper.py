@@ -53,7 +53,7 @@ def test_helper_answers_bytes_for_bytes_and_dies_with_its_composer(place: Place,
         assert private.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert (helper.run.path / "key").stat().st_mode & 0o077 == 0
     assert place.qemu_pids() == []
-    assert place.runs_left() == []
+    place.assert_cleared()
 
 
 def test_helper_boots_from_the_cloud_kernel(place: Place) -> None:
