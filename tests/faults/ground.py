@@ -21,15 +21,19 @@ Trial = Callable[[random.Random], None]
 
 
 class Ground:
-    """Where experiments happen; what only some of them need is made when it is first asked for."""
+    """Where experiments happen; what only some of them need is made when it is first asked for.
 
-    def __init__(self, place: Place) -> None:
+    ``tree`` is the ref of the tests' repo whose two commits they work with.
+    """
+
+    def __init__(self, place: Place, tree: str) -> None:
         self.place = place
+        self._tree = tree
 
     @cached_property
     def repo(self) -> Repo:
-        """A repo of our own, with the two commits of the demo."""
-        return copy_repo(self.place)
+        """A repo of our own."""
+        return copy_repo(self.place, self._tree)
 
     @cached_property
     def recipe(self) -> Path:

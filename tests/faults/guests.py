@@ -115,4 +115,4 @@ def deaths(ground: Ground) -> Iterator[Trial]:
         yield trial
 
 
-EXPERIMENTS = (Experiment("guest-deaths", 6, 100, deaths),)
+EXPERIMENTS = (Experiment("guest-deaths", 10, 100, deaths),)

@@ -197,6 +197,6 @@ def crowd(ground: Ground) -> Iterator[Trial]:
 
 
 EXPERIMENTS = (
-    Experiment("killed-update", 10, 1000, killed),
-    Experiment("eight-composers", 3, 100, crowd),
+    Experiment("killed-update", 25, 1000, killed),
+    Experiment("eight-composers", 5, 100, crowd),
 )

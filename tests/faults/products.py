@@ -251,6 +251,6 @@ def secrets(ground: Ground) -> Iterator[Trial]:
 
 
 EXPERIMENTS = (
-    Experiment("identity", 5, 50, identity),
+    Experiment("identity", 10, 50, identity),
     Experiment("secrets", 1, 1, secrets),
 )

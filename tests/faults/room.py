@@ -140,4 +140,4 @@ def full(ground: Ground) -> Iterator[Trial]:
         assert ran.code == 0, ran.stderr
 
 
-EXPERIMENTS = (Experiment("no-space", 8, 200, full, asroot=True),)
+EXPERIMENTS = (Experiment("no-space", 20, 200, full, asroot=True),)

@@ -16,7 +16,7 @@ from tests.faults.products import EXPERIMENTS as PRODUCTS
 from tests.faults.repos import EXPERIMENTS as REPOS
 from tests.faults.room import EXPERIMENTS as ROOM
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
-from tests.vm.place import made_place
+from tests.vm.place import LEAN_REF, made_place
 
 _ALL = (*TEMPLATES, *REPOS, *KILLS, *POWERCUT, *ROOM, *GUESTS, *HOSTILE, *PRODUCTS)
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
@@ -33,7 +33,7 @@ def main() -> None:
     chosen = [EXPERIMENTS[given.case]] if given.case else list(EXPERIMENTS.values())
     failed = 0
     with made_place() as place:
-        ground = Ground(place)
+        ground = Ground(place, LEAN_REF)
         for experiment in chosen:
             if experiment.asroot and os.getuid() != 0:
                 print(f"{experiment.name}: left out, for it needs root", flush=True)

@@ -27,6 +27,8 @@ from composer.store.folders import Folders
 from tests.signing import Gpg
 
 REF = "debian/bookworm/amd64/demo"
+# Its two commits without most drivers, documents and languages; bound to REF, so they may stand in for those.
+LEAN_REF = "debian/bookworm/amd64/lean"
 CLOUD_REF = "debian/bookworm/amd64/cloud"
 # Far above what any of these takes under emulation; what hangs must end all the same.
 TIMEOUT = 600
@@ -36,7 +38,7 @@ _LAST_RITES_SECONDS = 5
 
 @dataclass(frozen=True)
 class Repo:
-    """The tests' own copy of the repo, with the two commits of the demo."""
+    """The tests' own copy of the repo, and the two commits that REF is to name one after the other."""
 
     path: Path
     first: str
@@ -289,13 +291,14 @@ def made_place() -> Iterator[Place]:
     shutil.rmtree(place.folder)
 
 
-def copy_repo(place: Place) -> Repo:
-    """Copy the repo that scripts/vm-tests made, for tests that change it."""
+def copy_repo(place: Place, tree: str) -> Repo:
+    """Copy the repo that scripts/vm-tests made, for tests that change it; REF names what ``tree`` does."""
     named = os.environ.get("COMPOSER_TEST_REPO")
     assert named, "COMPOSER_TEST_REPO names the repo; scripts/vm-tests makes it"
     path = place.folder / "repo"
     subprocess.run(["cp", "-a", "--reflink=auto", named, path], check=True)
-    repo = Repo(path, ostree(path, "rev-parse", f"{REF}^"), ostree(path, "rev-parse", REF))
+    repo = Repo(path, ostree(path, "rev-parse", f"{tree}^"), ostree(path, "rev-parse", tree))
+    repo.point(repo.second)
     (place.folder / "signers.gpg").write_bytes(place.gpg.make().public())
     for commit in (repo.first, repo.second):
         place.sign(path, commit)
