@@ -119,10 +119,11 @@ class HelperDied(ComposerError):
 
 
 class GuestStepFailed(ComposerError):
-    """A step inside the helper failed; ``step`` is its name."""
+    """A step inside the helper failed; ``step`` is its name; ``killed`` where it did not end by itself."""
 
-    def __init__(self, step: str, reason: str, *, detail: str | None = None) -> None:
+    def __init__(self, step: str, reason: str, *, detail: str | None = None, killed: bool = False) -> None:
         super().__init__(f"step {step!r} in the helper failed: {reason}", detail=detail, step=step)
+        self.killed = killed
 
 
 class NoSpace(ComposerError):
@@ -159,3 +160,9 @@ class Busy(ComposerError):
 
 class VerifyFailed(ComposerError):
     """The product did not boot, or booted into something else than it claims."""
+
+
+def told_by_system(error: OSError) -> ComposerError:
+    """Return what the system says as an error for users."""
+    where = f": {error.filename}" if error.filename else ""
+    return NoSpace.told_by(error) or ComposerError(f"{error.strerror or error}{where}")

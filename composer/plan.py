@@ -149,9 +149,7 @@ def check_bootable(tree: Tree) -> None:
 
 
 def _check_size(size: int, layout: Layout, tree: Tree) -> None:
-    kernel = tree.kernel()
-    boot = sum(tree.paths[path].size for path in (kernel.vmlinuz, kernel.initramfs) if path)
-    needed = layout.overhead + room_needed(tree.content_bytes, boot, deployments=2)
+    needed = layout.overhead + room_needed(tree.content_bytes, tree.boot_bytes, deployments=2)
     if size < needed:
         mib = -(-needed // 2**20)
         raise BadInput(

@@ -32,6 +32,7 @@ _PACKAGES = {
     "mke2fs": ("e2fsprogs", "e2fsprogs"),
     "sqfstar": ("squashfs-tools", "squashfs-tools"),
     "busybox": ("busybox-static", "busybox"),
+    "setpriv": ("util-linux", "util-linux"),
     "zstd": ("zstd", "zstd"),
 }
 
@@ -117,9 +118,11 @@ def _spawned(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program and see to it that it has ended, whatever happens inside the block."""
     program = find_tool(argv[0])
+    # It ends with us, also where nobody gets to end it: what it writes to would have another owner soon.
+    until_our_death = [find_tool("setpriv"), "--pdeathsig", "KILL", "--"]
     with _interrupts_held() as release:
         process = subprocess.Popen(
-            [program, *argv[1:]],
+            [*until_our_death, program, *argv[1:]],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,

@@ -23,7 +23,7 @@ from composer.cli.rollback import rollback
 from composer.cli.update import update
 from composer.cli.verify import verify
 from composer.cli.vm import vm
-from composer.errors import ComposerError, NoSpace
+from composer.errors import ComposerError, told_by_system
 
 _INTERRUPTED = 130
 
@@ -75,8 +75,7 @@ def _as_known(error: Exception) -> ComposerError:
     if isinstance(error, ComposerError):
         return error
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return NoSpace.told_by(error) or ComposerError(f"{error.strerror or error}{where}")
+        return told_by_system(error)
     return ComposerError(
         f"a fault of the composer itself: {type(error).__name__}: {error}",
         hint="run it again with --debug and report what it prints",

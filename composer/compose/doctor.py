@@ -20,7 +20,7 @@ from composer.recipe.values import show_size
 from composer.store.folders import Folders, has_reflinks
 from composer.store.runs import Runs
 
-_TOOLS = ("ostree", "qemu-img", "sqfstar", "mke2fs", "busybox", "zstd")
+_TOOLS = ("ostree", "qemu-img", "sqfstar", "mke2fs", "busybox", "zstd", "setpriv")
 _DISK_NEEDED = 4 * 2**30
 _MEMORY_NEEDED = 2 * 2**30
 _TOOL_SECONDS = 20.0

@@ -28,11 +28,12 @@ from composer.store.work import Work
 class Edit:
     """A change of a disk: ``act`` makes it in a helper that has the overlay attached.
 
-    ``commit`` is to be the default afterwards; ``moved`` tells the bytes brought in, once it is done.
+    ``commit`` is to be the default afterwards, None where that is for the helper to find out; ``moved`` tells
+    the bytes brought in, once it is done.
     """
 
     verb: str
-    commit: str
+    commit: str | None
     act: Callable[[Helper], JobResult]
     moved: Callable[[], int] = lambda: 0
     began: float = field(default_factory=time.monotonic)
@@ -84,8 +85,10 @@ def carry_out(
             )
         _give_like(new, disk)
         size = new.stat().st_blocks * 512
-        deed = Deed.done(edit.verb, edit.commit, edit.began, edit.moved())
-        after = manifest.after(deed, deployments_of(result), Identity.of(new), room_of(result))
+        deployments = deployments_of(result)
+        commit = edit.commit or (deployments[0].commit if deployments else "")
+        deed = Deed.done(edit.verb, commit, edit.began, edit.moved())
+        after = manifest.after(deed, deployments, Identity.of(new), room_of(result))
         after = publish_disk(new, disk, after)
     left = {(deployment.commit, deployment.stateroot) for deployment in after.deployments}
     pruned = [known for known in manifest.deployments if (known.commit, known.stateroot) not in left]

@@ -28,7 +28,7 @@ from composer.store.cache import Cache, Entry, key_of
 from composer.store.folders import Folders
 from composer.store.locks import locked
 from composer.store.runs import Run, Runs
-from composer.store.work import clear_folders, lock_path, noted_disks
+from composer.store.work import clear_folders, half_notes, lock_path, noted_disks
 
 _PRUNE_SECONDS = 600.0
 
@@ -73,6 +73,8 @@ def collect(
 def _collect_work(notes: Path, reporter: Reporter) -> int:
     """Remove what killed composers left beside disks; return its bytes."""
     freed = 0
+    for half in half_notes(notes):
+        half.unlink(missing_ok=True)
     for note, disk in noted_disks(notes):
         try:
             if not disk.parent.is_dir():  # it may be a file system that is not mounted now

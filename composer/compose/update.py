@@ -13,6 +13,7 @@ from composer.compose.edit import Edit, Edited, carry_out, check_replaceable, ro
 from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.workshop import Workshop, check_room
+from composer.deadline import Deadline
 from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
@@ -189,7 +190,8 @@ def _bring(
     with ExitStack() as stack:
         folder = stack.enter_context(workshop.folder(work))
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
-        _check_root(workshop, work.disk, manifest, supply, repo, wanted)
+        if manifest.disk == Identity.of(work.disk):  # else it is not known what it lacks
+            check_rooms(work.disk, manifest, _room_needed(supply, repo, wanted, workshop.deadline))
 
         def act(helper: Helper) -> JobResult:
             with supply.reaching(helper, workshop) as where:
@@ -206,17 +208,23 @@ def _bring(
     )  # fmt: skip
 
 
-def _check_root(
-    workshop: Workshop, disk: Path, manifest: Manifest, supply: Supply, repo: Repo, wanted: Wanted
-) -> None:
-    """Raise BadInput where the disk's root file system has no room for what it lacks."""
-    if manifest.root is None or manifest.disk != Identity.of(disk):
-        return
+def _room_needed(supply: Supply, repo: Repo, wanted: Wanted, deadline: Deadline) -> int:
+    """Return the bytes that the disk's root file system takes for what it lacks."""
     if supply.made is not None:
         needed = supply.made.room
     else:
-        objects = lacking(repo, wanted, workshop.deadline, supply.source.known)
-        needed = room_for_objects(repo, objects)
+        needed = room_for_objects(repo, lacking(repo, wanted, deadline, supply.source.known))
+    boot = repo.kernel_tree(wanted.commit, deadline).boot_bytes
+    # Where a new kernel may be among it, a copy goes to /boot.
+    return needed + boot if needed >= boot else needed
+
+
+def check_rooms(disk: Path, manifest: Manifest, needed: int) -> None:
+    """Raise BadInput where the host, or the disk's root file system, has no room for so many bytes more."""
+    # Beside the old disk there is the overlay, with what comes in, and then the new disk as well.
+    check_room(disk.parent, room_for(disk, manifest) + 2 * needed, "the updated disk")
+    if manifest.root is None:
+        return
     room = manifest.root.free - int(manifest.root.size * _KEPT_FREE)
     if needed > room:
         raise BadInput(

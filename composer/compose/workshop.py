@@ -5,21 +5,32 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
 from composer.disk.manifest import Identity, settle
-from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, TemplateUnusable
+from composer.errors import (
+    FREE_ROOM,
+    BadInput,
+    Busy,
+    ComposerError,
+    DeadlineExpired,
+    GuestStepFailed,
+    NoSpace,
+    ShellFailed,
+    TemplateUnusable,
+    told_by_system,
+)
 from composer.events import Reporter
 from composer.helper import hypervisor, lease, probe
 from composer.helper.bootstrap import BootstrapImage, build_bootstrap, cache_of
 from composer.helper.hypervisor import Host
 from composer.helper.job import check_tools
 from composer.helper.lease import Clone, Helper, HelperShape
-from composer.helper.machine import Abilities
+from composer.helper.machine import Abilities, console_tail, tells_cause
 from composer.helper.pool import Pool, Wake
 from composer.helper.template import Template, find_template, inputs_of, make_template
 from composer.helper.template import cache_of as templates_of
@@ -104,7 +115,8 @@ class Workshop:
     def work(self, disk: Path, verb: str) -> Iterator[Work]:
         """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
         wait = self.deadline if self.options.wait else None
-        with working_on(disk, self.folders, verb, wait) as work, told_of(disk):
+        # Once for the lock itself, and once for what holds of the disk when we have it.
+        with told_of(disk), working_on(disk, self.folders, verb, wait) as work, told_of(disk):
             settle(disk)
             yield work
 
@@ -176,7 +188,8 @@ class Workshop:
         domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
         inputs = inputs_of(domain, bench.image.entry.key, bench.host)
         cache = templates_of(self.folders.cache)
-        check_room(self.folders.cache, shape.memory, "a template of the helper")
+        if find_template(cache, inputs) is None:
+            check_room(self.folders.cache, shape.memory, "a template of the helper")
         with self.reporter.phase("template", "making the template of the helper, if there is none"):
             return make_template(cache, inputs, bench.host, domain, bench.run, self.deadline)
 
@@ -261,11 +274,23 @@ class Workshop:
         try:
             yield
         except ComposerError as error:
+            tail = console_tail(run.console)
+            if _is_cut_off(error) or (isinstance(error, GuestStepFailed) and tells_cause(tail)):
+                said = (error.detail or "").splitlines()
+                error.detail = "\n".join([*said, "the console's last lines:", *tail.splitlines()])
             if error.log is None and run.console.exists():
-                self.logs.mkdir(parents=True, exist_ok=True)
-                error.log = self.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.name}.console.log"
-                shutil.copyfile(run.console, error.log)
+                log = self.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.name}.console.log"
+                with suppress(OSError):  # the job's own error is the one to be told
+                    self.logs.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(run.console, log)
+                    error.log = log
             raise
+
+
+def _is_cut_off(error: ComposerError) -> bool:
+    """Whether a step, or the way to it, did not end by itself, so that the guest's kernel may know why."""
+    killed = isinstance(error, GuestStepFailed) and error.killed
+    return killed or isinstance(error, ShellFailed | DeadlineExpired)
 
 
 @contextmanager
@@ -298,15 +323,14 @@ def told_of(disk: Path) -> Iterator[None]:
     try:
         yield
     except ComposerError as error:
-        if error.disk is None and not isinstance(error, BadInput):
+        # Who is refused knows nothing of what its holder does to the disk.
+        if error.disk is None and not isinstance(error, BadInput | Busy):
             error.disk = state()
         raise
     except OSError as error:
-        full = NoSpace.told_by(error)
-        if full is None:
-            raise
-        full.disk = state()
-        raise full from error
+        told = told_by_system(error)
+        told.disk = state()
+        raise told from error
 
 
 def _identity(disk: Path) -> Identity | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from composer.deadline import Deadline
@@ -24,8 +26,20 @@ def create_overlay(path: Path, base: Path, deadline: Deadline) -> None:
 
 def flatten(overlay: Path, target: Path, deadline: Deadline) -> None:
     """Write overlay and base as one disk that stands alone; what was trimmed takes no room in it."""
-    run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "-T", "none", "-t", "none", "-W",
+    caching = "none" if takes_direct_io(overlay) else "writeback"
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "-T", caching, "-t", caching, "-W",
          str(overlay), str(target)], deadline=deadline)  # fmt: skip
+
+
+def takes_direct_io(path: Path) -> bool:
+    """Whether the file system of a file takes transfers past the page cache; tmpfs does since Linux 6.6."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
 
 
 def merge(overlay: Path, disk: Path, target: Path, base: Path, deadline: Deadline) -> None:

@@ -27,8 +27,11 @@ _LARGEST_L1 = 32 * 2**20 // 8  # QCOW_MAX_L1_SIZE
 _LARGEST_REFTABLE = 8 * 2**20  # QCOW_MAX_REFTABLE_SIZE
 _LARGEST_DISK = 64 * 2**40
 _DEEPEST_CHAIN = 8
+_LONGEST_NAME = 1023
 # "proto:" before any slash is how QEMU tells protocols from paths.
 _PROTOCOL = re.compile(r"^[^/]*:")
+# In a name of the form json:{...}.
+_JSON_FILENAME = re.compile(r'"(?:file\.)*filename"\s*:\s*"([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def check_chain(path: Path) -> Checked:
     header = _read(path, seen)
     above, current = path, header
     bases: list[Path] = []
-    for _ in range(_DEEPEST_CHAIN):
+    for _ in range(_DEEPEST_CHAIN + 1):
         if current.backing is None:
             return Checked(header, tuple(bases))
         above = _base_of(above, current)
@@ -77,15 +80,36 @@ def check_chain(path: Path) -> Checked:
 
 
 def overlays_on(disk: Path) -> list[Path]:
-    """Return the disks in the folder of ``disk`` that stand on it, as far as their headers can be read."""
+    """Return the disks in the folder of ``disk`` that stand on it, whatever else is wrong with them."""
     found = []
     for path in disk.parent.iterdir():
         if path.is_file() and not path.is_symlink() and path != disk:
-            with suppress(BadInput, OSError):
-                header = _read(path, set())
-                if header.backing is not None and _base_of(path, header).samefile(disk):
+            with suppress(OSError):
+                if any(_is(disk, path.parent / name) for name in _named_bases(path)):
                     found.append(path)
     return sorted(found)
+
+
+def _is(disk: Path, path: Path) -> bool:
+    with suppress(OSError, ValueError):  # there is none, or no path can be so
+        return path.samefile(disk)
+    return False
+
+
+def _named_bases(path: Path) -> list[str]:
+    """Return the files that a qcow2 disk may name as what it stands on, in the forms that QEMU takes."""
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+        if head[:4] != _MAGIC or len(head) < _HEADER.size:
+            return []
+        _, _, offset, length, *_ = _HEADER.unpack(head)
+        if not offset or length > _LONGEST_NAME or offset > 2**21:  # it lies in the first cluster
+            return []
+        file.seek(offset)
+        name = os.fsdecode(file.read(length))
+    if name.startswith("json:"):
+        return _JSON_FILENAME.findall(name)
+    return [name.removeprefix("file:")]
 
 
 def _base_of(above: Path, header: Header) -> Path:
@@ -164,7 +188,9 @@ def _parse(path: Path, raw: bytes) -> Header:
         faults.append("its size is absurd")
     elif 9 <= cluster_bits <= 21 and ref_clusters << cluster_bits > _LARGEST_REFTABLE:
         faults.append("its reference count table is absurdly large")
-    if backing_offset and not (backing_length <= 1023 and backing_offset + backing_length <= len(raw)):
+    if backing_offset and not (
+        backing_length <= _LONGEST_NAME and backing_offset + backing_length <= len(raw)
+    ):
         faults.append("its backing file name lies outside the header")
     if not _HEADER.size <= header_length <= len(raw):
         faults.append("its header length is impossible")

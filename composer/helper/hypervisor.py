@@ -36,7 +36,7 @@ _SLOW_CAPABILITY = "cpu-unavailable-features"
 _POLL_SECONDS = 0.05
 _END_SECONDS = 15.0
 _SETTLE_SECONDS = 5.0
-_CALL_SECONDS = 60.0
+_CALL_SECONDS = 40.0
 _MIGRATION_POLL_SECONDS = 0.005
 _STATE_NAME = "composer-state"
 
@@ -304,6 +304,8 @@ class LibvirtMachine:
     def _do(self, call: Callable[[], _T], doing: str) -> _T:
         try:
             return _bounded(call, doing)
+        except DeadlineExpired as error:
+            raise HelperDied(error.message, detail=console_tail(self.console)) from error
         except libvirt.libvirtError as error:
             if not self.running():
                 raise self.death(doing) from error

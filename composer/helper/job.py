@@ -149,7 +149,8 @@ class _Answers:
             self.seconds[step] = event["ms"] / 1000
             self._reporter.ended(step, event["ms"] / 1000)
         elif kind == "failed":
-            self.failed = GuestStepFailed(step, str(event.get("why")), detail=str(event.get("log")) or None)
+            log, killed = str(event.get("log")) or None, event.get("killed") is True
+            self.failed = GuestStepFailed(step, str(event.get("why")), detail=log, killed=killed)
 
 
 # What a user reads while a step runs.

@@ -73,6 +73,11 @@ def console_tail(console: Path, lines: int = _TAIL_LINES) -> str:
     return "\n".join([*causes[-1:], *kept]) or "(the console is empty)"
 
 
+def tells_cause(tail: str) -> bool:
+    """Whether the lines of a console tell of a kernel that panicked, or killed something."""
+    return _CAUSE.search(tail) is not None
+
+
 @dataclass(frozen=True)
 class Abilities:
     """What libvirt says that this host can do, for one kind of domain ('kvm' or 'qemu')."""

@@ -57,6 +57,12 @@ class Tree:
         blocks = sum((item.size + 4095) // 4096 * 4096 for item in self.paths.values() if item.type == "-")
         return blocks + 512 * len(self.paths)
 
+    @property
+    def boot_bytes(self) -> int:
+        """What a deployment copies to /boot: the sizes of kernel and initramfs."""
+        kernel = self.kernel()
+        return sum(self.paths[path].size for path in (kernel.vmlinuz, kernel.initramfs) if path)
+
     def kernel(self) -> Kernel:
         """Return the commit's kernel, as ostree finds it (ostree-sysroot-deploy.c, get_kernel_layout).
 

@@ -86,7 +86,11 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
     introduction = Deadline.after(_INTRODUCTION_SECONDS)
     last_rites = Deadline.after(_LAST_RITES_SECONDS)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except PermissionError:
+            _refuse_where_held(path, what)
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,16 +98,29 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
             os.close(descriptor)
             patience = introduction if holder is None else last_rites if holder.dead else Deadline.after(0)
             if patience.expired and (wait is None or wait.expired):
-                who = holder or "a process that did not say who it is"
-                raise Busy(
-                    f"{what} is in use by another composer: {who}",
-                    hint="--wait   waits until it has ended",
-                ) from None
+                raise _busy(what, holder) from None
             time.sleep(_POLL_SECONDS)
             continue
         if _still_there(descriptor, path):
             return descriptor
         os.close(descriptor)
+
+
+def _busy(what: str, holder: _Holder | None) -> Busy:
+    who = holder or "a process that did not say who it is"
+    return Busy(f"{what} is in use by another composer: {who}", hint="--wait   waits until it has ended")
+
+
+def _refuse_where_held(path: Path, what: str) -> None:
+    """Raise Busy where another user holds a lock that is not ours to take, but to read."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(what, _holder(descriptor)) from None
+        finally:
+            os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:

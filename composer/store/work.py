@@ -15,8 +15,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from composer.store.locks import locked
 
 # What mkdtemp puts behind a prefix.
 _RANDOM = "?" * 8
+# A note is written within milliseconds.
+_NOTED_SECONDS = 60.0
 
 
 def end_users(disk: Path) -> None:
@@ -83,9 +86,16 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
     Raises Busy, naming the holder, where another composer has it and ``wait`` is None or has passed.
     """
     what = f"the disk {disk}"
-    with locked(lock_path(disk), purpose=purpose, what=what, wait=wait) as lock:
+    note = _noted(disk, folders.work)  # before the lock: whatever we leave, `gc` knows of
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(locked(lock_path(disk), purpose=purpose, what=what, wait=wait))
+        except OSError:
+            note.unlink(missing_ok=True)
+            raise
         clear_folders(disk)  # what an earlier composer left is nobody's now
-        note = _noted(disk, folders.work)
+        if not note.exists():  # whoever had the lock has removed it
+            _noted(disk, folders.work)
         reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
         try:
             with companion([*reaper, "work", str(disk), str(lock)], keeps=(lock,)):
@@ -100,6 +110,14 @@ def _noted(disk: Path, notes: Path) -> Path:
     with written_beside(note, 0o600) as new:
         new.write_text(json.dumps({"disk": os.fsencode(disk).hex()}))
     return note
+
+
+def half_notes(notes: Path) -> Iterator[Path]:
+    """Yield what was to become a note when its writer was killed."""
+    for path in notes.glob(".*.new"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _NOTED_SECONDS:
+                yield path
 
 
 def noted_disks(notes: Path) -> Iterator[tuple[Path, Path]]:

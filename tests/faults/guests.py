@@ -100,7 +100,9 @@ def deaths(ground: Ground) -> Iterator[Trial]:
             assert isinstance(failed, HelperDied | GuestStepFailed | ShellFailed), repr(failed)
             assert failed.step, repr(failed)
             assert failed.log is not None, repr(failed)
-            assert failed.detail or isinstance(failed, GuestStepFailed), repr(failed)
+            assert failed.detail, repr(failed)
+            if not isinstance(failed, HelperDied):  # whose detail is the console's
+                assert "the console's last lines:" in failed.detail, failed.detail
             assert failed.disk is not None, repr(failed)
             assert "as it was before" in failed.disk
             assert disk.untouched()

@@ -242,7 +242,7 @@ def cuts(ground: Ground) -> Iterator[Trial]:
             "the trace must have seen the switch"
         )
         # The files that the states are made of are sound, both of them, and so is what is made of them.
-        assert_sound(disk, boots=False)
+        assert_sound(disk, boots=True)
         tried: set[str] = set()
         # Most boundaries are writes to files that the next composer drops; the switch is what matters.
         last = [number for number, op in enumerate(recording.ops) if op.kind != "write"]

@@ -240,6 +240,11 @@ def test_a_step_killed_for_want_of_memory_says_so(tmp_path: Path) -> None:
     ran = dispatched(tmp_path, {"large": step("kill -9 $$")})
     assert ran.code == 1
     assert "memory" in ran.last["why"]
+    assert ran.last["killed"] is True
+
+
+def test_a_step_that_refuses_was_not_killed(tmp_path: Path) -> None:
+    assert "killed" not in dispatched(tmp_path, {"strict": step("fail no")}).last
 
 
 def test_nothing_beats_for_a_dispatcher_that_was_killed(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +148,26 @@ def test_pipeline_without_its_sink(tmp_path: Path, fake_tool: Fake, deadline: De
 
 def test_pipeline_with_a_source_that_complains_a_lot() -> None:
     pipeline(["sh", "-c", "seq 100000 >&2; echo"], ["cat"], deadline=Deadline.after(1))
+
+
+def test_a_program_ends_with_a_composer_that_is_killed(tmp_path: Path) -> None:
+    """It would write on into what another composer works with by then."""
+    pid = tmp_path / "pid"
+    code = (
+        "import sys\nfrom composer.deadline import Deadline\nfrom composer.process import run\n"
+        "run(['sh', '-c', 'echo $$ >\"$0.new\"; mv \"$0.new\" \"$0\"; sleep 60; :', sys.argv[1]],"
+        " deadline=Deadline.after(60))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(pid)]) as composer:
+        try:
+            began = time.monotonic()
+            while not pid.exists():
+                assert time.monotonic() - began < 30
+                time.sleep(0.02)
+            assert not gone(pid)
+        finally:
+            composer.kill()
+    began = time.monotonic()
+    while not gone(pid):
+        assert time.monotonic() - began < 5
+        time.sleep(0.02)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composer.disk.qcow2 import Header, check_disk
+from composer.disk.qcow2 import Header, check_disk, overlays_on
 from composer.errors import BadInput
 
 # docs/interop/qcow2.txt: version 3, from the magic to the header's length.
@@ -203,8 +203,21 @@ def test_deep_chain(tmp_path: Path) -> None:
     written(tmp_path, header(), "0")
     for number in range(1, 12):
         written(tmp_path, header(FORMAT_QCOW2, b"%d" % (number - 1)), str(number))
-    check_disk(tmp_path / "4")
-    refused(tmp_path / "11", "more than")
+    check_disk(tmp_path / "8")
+    refused(tmp_path / "9", "more than 8")
+
+
+@pytest.mark.parametrize(
+    "name", [b"disk.qcow2", b"./disk.qcow2", b"file:disk.qcow2", b'json:{"driver":"qcow2","file":'
+             b'{"driver":"file","filename":"disk.qcow2"}}', b'json:{"file.filename": "disk.qcow2"}'],
+)  # fmt: skip
+def test_overlays_are_found_whatever_they_call_their_base(tmp_path: Path, name: bytes) -> None:
+    """Without a format too, as QEMU before 6.1 allowed, and where the gate would refuse them."""
+    disk = written(tmp_path, header())
+    written(tmp_path, header(backing=b"other.qcow2"), "unrelated.qcow2")
+    written(tmp_path, header(backing=b"\0"), "odd.qcow2")
+    overlay = written(tmp_path, header(backing=name, crypt=1, incompatible=2), "overlay.qcow2")
+    assert overlays_on(disk) == [overlay]
 
 
 def test_circle_of_links(tmp_path: Path) -> None:

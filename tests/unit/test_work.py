@@ -47,6 +47,11 @@ def worker(disk: Path, folders: Folders, outlived_by: float = 0) -> Iterator[sub
             yield process
         finally:
             process.kill()
+            process.wait()
+            # Its companion clears up now; the test's folder must not be removed under it.
+            began = time.monotonic()
+            while lock_path(disk).exists() and time.monotonic() - began < 10:
+                time.sleep(0.02)
 
 
 def folders_in(folder: Path) -> Folders:
@@ -129,6 +134,32 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
         lock_path(other).name,
     }
     assert list(folders.work.iterdir()) == []
+
+
+def test_gc_knows_of_a_lock_from_the_moment_it_is_there(folder: Path, tmp_path: Path) -> None:
+    """A composer may be killed before it has said who it is, or has companions."""
+    folders, disk = folders_in(tmp_path), folder / "x.qcow2"
+    with locked(lock_path(disk), purpose="another", what="it"):
+        with pytest.raises(Busy), working_on(disk, folders, "update"):
+            pass
+        assert [noted for _, noted in noted_disks(folders.work)] == [disk]
+    # Where there can be no lock there is nothing to know of.
+    (note,) = folders.work.iterdir()
+    note.unlink()
+    with pytest.raises(FileNotFoundError), working_on(folder / "none" / "x.qcow2", folders, "update"):
+        pass
+    assert list(folders.work.iterdir()) == []
+
+
+def test_gc_removes_notes_that_were_never_finished(places: Path) -> None:
+    folders = Folders.of(os.environ)
+    folders.work.mkdir(parents=True)
+    for name, age in (("old", 3600), ("young", 0)):
+        half = folders.work / f".{name}.json.abcdefgh.new"
+        half.touch()
+        os.utime(half, (time.time() - age,) * 2)
+    collect(folders, Options(), Reporter(Tape()))
+    assert [path.name for path in folders.work.iterdir()] == [".young.json.abcdefgh.new"]
 
 
 def test_gc_leaves_alone_what_is_being_worked_on(places: Path, folder: Path) -> None:

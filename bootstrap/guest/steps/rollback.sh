@@ -1,18 +1,18 @@
 # needs: ostree
-# Puts a deployment that is on the disk first.  ostree 2022.7 has no command for that: its order is that of
-# the versions in the boot entries, highest first, and the change of a kernel argument writes them all anew.
+# Puts the deployment behind the default one, of the same stateroot, first.  ostree 2022.7 has no command for that:
+# its order is that of the versions in the boot entries, highest first, and the change of a kernel argument has
+# them all written anew.
 . "$JOB/lib.sh"
 
-stateroot=$(param stateroot)
-commit=$(param commit)
-# A change of kernel arguments in the field makes a second deployment of the same commit.
-serial=$(param serial)
 count=$(deployments | wc -l)
-place=$(deployments | grep -nx "$stateroot $commit $serial" | head -n 1 | cut -d: -f1)
-[ -n "$place" ] || fail "the deployment $commit is not on the disk"
+stateroot=$(deployments | head -n 1 | cut -d' ' -f1)
+[ -n "$stateroot" ] || fail "there is no deployment on the disk"
+place=$(deployments | grep -n "^$stateroot " | sed -n '2s/:.*//p')
+[ -n "$place" ] || fail "the disk has one deployment alone, so there is none to go back to"
+former=$(deployments | sed -n "${place}p")
 
 chosen=$(boot_entry "$((count - place + 1))")
-[ -n "$chosen" ] || fail "the deployment $commit has no boot entry"
+[ -n "$chosen" ] || fail "the deployment $former has no boot entry"
 sed -i "s/^version .*/version $((count + 1))/" "$chosen"
 
 set -f
@@ -27,5 +27,5 @@ done
 ostree admin instutil set-kargs --merge --append=composer.rollback
 ostree admin instutil set-kargs "$@"
 
-deployments | head -n 1 | grep -qx "$stateroot $commit $serial" \
+deployments | head -n 1 | grep -qxF "$former" \
     || fail "after the rollback the default deployment is not the one asked for"
