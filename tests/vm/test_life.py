@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from composer.store.locks import locked
+from composer.store.work import lock_path
 from tests.vm.place import Place, Repo
 
 
@@ -80,6 +83,14 @@ def test_second_composer_on_a_disk_is_refused_and_told_who_has_it(place: Place, 
         assert took < 10
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+
+
+def test_a_lock_of_another_user_names_its_holder(place: Place, fresh: Path) -> None:
+    with locked(lock_path(fresh), purpose="nightly", what="it"):
+        lock_path(fresh).chmod(0o444)  # as one is that we may not write to
+        refused = place.composer("update", fresh)
+    assert refused.code == 1
+    assert re.search(rf"pid {os.getpid()} on .* for nightly", refused.stderr)
 
 
 class Typed:
