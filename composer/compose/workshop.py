@@ -188,7 +188,9 @@ class Workshop:
         domain = lease.helper_domain(bench.image, bench.abilities, shape, bench.run)
         inputs = inputs_of(domain, bench.image.entry.key, bench.host)
         cache = templates_of(self.folders.cache)
-        if find_template(cache, inputs) is None:
+        try:
+            find_template(cache, inputs)
+        except TemplateUnusable:
             check_room(self.folders.cache, shape.memory, "a template of the helper")
         with self.reporter.phase("template", "making the template of the helper, if there is none"):
             return make_template(cache, inputs, bench.host, domain, bench.run, self.deadline)
