@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _FAKED_TIME = "20200101T000000"
+_AGENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Gpg:
     def end(self) -> None:
         """End the agent that gpg started for the home."""
         subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=True)
+        # It has been told by now, and removes its sockets at its end; who removes the home must not meet it.
+        began = time.monotonic()
+        while list(self.home.glob("S.*")) and time.monotonic() - began < _AGENT_SECONDS:
+            time.sleep(0.02)
 
 
 def sign_ed25519(repo: Path, commit: str, key: Ed25519PrivateKey) -> None:
