@@ -88,7 +88,6 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
                 return Outcome(disk, manifest, changed=False)
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
-            check_bootable(repo.kernel_tree(commit, workshop.deadline))
             check_room(disk.parent, room_for(disk, manifest), "the updated disk")
             # A disk that booted since may have dropped what its manifest names.
             have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
@@ -181,6 +180,8 @@ def _bring(
     wanted: Wanted,
     overrides: Overrides,
 ) -> Outcome:
+    kernel = repo.kernel_tree(wanted.commit, workshop.deadline)
+    check_bootable(kernel)
     bootstrap = bootstrap_for(workshop, manifest, source, steps.update_steps((), compact=overrides.compact))
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     release = Source(manifest.ref, wanted.commit, manifest.stateroot, manifest.keep, manifest.remote)
@@ -191,7 +192,8 @@ def _bring(
         folder = stack.enter_context(workshop.folder(work))
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
         if manifest.disk == Identity.of(work.disk):  # else it is not known what it lacks
-            check_rooms(work.disk, manifest, _room_needed(supply, repo, wanted, workshop.deadline))
+            needed = _room_needed(supply, repo, wanted, kernel.boot_bytes, workshop.deadline)
+            check_rooms(work.disk, manifest, needed)
 
         def act(helper: Helper) -> JobResult:
             with supply.reaching(helper, workshop) as where:
@@ -208,13 +210,12 @@ def _bring(
     )  # fmt: skip
 
 
-def _room_needed(supply: Supply, repo: Repo, wanted: Wanted, deadline: Deadline) -> int:
-    """Return the bytes that the disk's root file system takes for what it lacks."""
+def _room_needed(supply: Supply, repo: Repo, wanted: Wanted, boot: int, deadline: Deadline) -> int:
+    """Return the bytes that what it lacks takes on its root; ``boot`` is what its kernel takes in /boot."""
     if supply.made is not None:
         needed = supply.made.room
     else:
         needed = room_for_objects(repo, lacking(repo, wanted, deadline, supply.source.known))
-    boot = repo.kernel_tree(wanted.commit, deadline).boot_bytes
     # Where a new kernel may be among it, a copy goes to /boot.
     return needed + boot if needed >= boot else needed
 

@@ -114,13 +114,9 @@ def _busy(what: str, holder: _Holder | None) -> Busy:
 def _refuse_where_held(path: Path, what: str) -> None:
     """Raise Busy where another user holds a lock that is not ours to take, but to read."""
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(what, _holder(descriptor)) from None
-        finally:
-            os.close(descriptor)
+        if is_locked(path):
+            with path.open("rb") as file:
+                raise _busy(what, _holder(file.fileno())) from None
 
 
 def is_locked(path: Path) -> bool:
