@@ -58,7 +58,7 @@ class FakeShell:
 
 
 def test_the_quickest_answer_tells_when_the_boot_was() -> None:
-    guest = FakeShell(time.time() - 500, (0.3, 0.0, 0.2))
+    guest = FakeShell(time.time() - 500, (0.3, 0.0, 0.0, 0.0, 0.2))
     _set_clock(guest, Deadline.after(5))
     (told,) = guest.told
     assert abs(told - guest.boot * 1000) < 50
