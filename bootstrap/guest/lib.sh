@@ -29,7 +29,12 @@ fail() {
 
 # result KEY VALUE: a line of the job's result; a key may come several times.
 result() {
-    printf '%s %s\n' "$1" "$(printf '%s' "$2" | tr '\n' ' ')" >>"$JOB/state/result"
+    set -- "$1" "$2" '
+'
+    case "$2" in
+        *"$3"*) set -- "$1" "$(printf '%s' "$2" | tr '\n' ' ')" ;;
+    esac
+    printf '%s %s\n' "$1" "$2" >>"$JOB/state/result"
 }
 
 # Text from stdin as the inside of a JSON string.  Control characters other than the two that logs need
@@ -90,24 +95,70 @@ unmount_all() {
         | while read -r place; do umount "$place"; done
 }
 
+# read_entry FILE: sets what a boot entry says: version, options, kernel, initramfs, and target, which its ostree=
+# names.  Of several lines of a kind the last one counts: ostree 2022.7 writes a commit's version as it is,
+# line ends included, into the title, which comes before the lines of its own.
+# shellcheck disable=SC2034  # the steps use what it sets
+read_entry() {
+    version='' options='' kernel='' initramfs='' target=''
+    while read -r key value; do
+        case "$key" in
+            "version") version=$value ;;
+            "options") options=$value ;;
+            "linux") kernel=$value ;;
+            "initrd") initramfs=$value ;;
+        esac
+    done <"$1"
+    case " $options" in
+        *" ostree="*)
+            target=" $options"
+            target=${target##* ostree=}
+            target=${target%% *}
+            ;;
+    esac
+}
+
+# boot_entries: lists in state/boot-entries, the default's first: VERSION STATEROOT CHECKSUM SERIAL FILE.  They are
+# what says which deployments there are (list_deployments_process_one_boot_entry in ostree-sysroot.c); read
+# here they take a fifth of the time of `ostree admin status`.
+boot_entries() {
+    : >"$JOB/state/boot-entries"
+    for entry in "$SYSROOT"/boot/loader/entries/ostree-*.conf; do
+        [ -e "$entry" ] || continue
+        read_entry "$entry"
+        # Another system's.
+        [ -n "$target" ] || continue
+        case "$version" in
+            '' | *[!0-9]*) fail "a boot entry has no number as its version: ${entry##*/}" ;;
+        esac
+        # The links on the way are relative, so they lead to the sysroot as it is mounted here.
+        led=$(cd "$SYSROOT$target" 2>/dev/null && pwd -P) || fail "a boot entry leads nowhere: $target"
+        case "$led" in
+            "$SYSROOT"/ostree/deploy/*/deploy/*.*) led=${led#"$SYSROOT"/ostree/deploy/} ;;
+            *) fail "a boot entry leads elsewhere: $led" ;;
+        esac
+        tree=${led##*/}
+        echo "$version ${led%%/*} ${tree%.*} ${tree##*.} $entry" >>"$JOB/state/boot-entries"
+    done
+    sort -rn -o "$JOB/state/boot-entries" "$JOB/state/boot-entries"
+}
+
 # deployments: one a line, the default first: STATEROOT CHECKSUM SERIAL.
-# `ostree admin status` marks the booted one with '*'; here none is.
 deployments() {
-    ostree admin status | sed -n \
-        's/^[* ] \([^ ]*\) \([0-9a-f]\{64\}\)\.\([0-9][0-9]*\)\( .*\)\{0,1\}$/\1 \2 \3/p'
+    boot_entries
+    cut -d' ' -f2-4 "$JOB/state/boot-entries"
 }
 
 # deployment_folder: the folder of the default deployment.
 deployment_folder() {
-    deployments | head -n 1 | while read -r stateroot checksum serial; do
-        echo "$SYSROOT/ostree/deploy/$stateroot/deploy/$checksum.$serial"
-    done
+    boot_entries
+    read -r _ stateroot checksum serial _ <"$JOB/state/boot-entries" || return 0
+    echo "$SYSROOT/ostree/deploy/$stateroot/deploy/$checksum.$serial"
 }
 
-# boot_entry VERSION: the boot entry of that version; nothing where there is none.  Of so many deployments
-# the first one's has their number as its version, the last one's has 1.
+# boot_entry PLACE: the boot entry of the deployment at that place, where the default's is 1; nothing where there
+# is none.
 boot_entry() {
-    for entry in "$SYSROOT"/boot/loader/entries/ostree-*.conf; do
-        if grep -qsx "version $1" "$entry"; then echo "$entry"; fi
-    done
+    boot_entries
+    sed -n "$1s/^\([^ ]* \)\{4\}//p" "$JOB/state/boot-entries"
 }

@@ -187,32 +187,6 @@ def test_value_with_a_newline(tmp_path: Path) -> None:
     assert [key for key, _ in ran.values] == ["kargs"]
 
 
-STATUS = """\
-  debian {a}.0
-    origin refspec: os/good
-* other {b}.12 (pending)
-    Version: 12
-  debian {b}.1 (rollback)
-  not-a-deployment xyz.0
-"""
-
-
-def test_deployments_of_ostree_admin_status(tmp_path: Path) -> None:
-    a, b = "a" * 64, "b" * 64
-    text = step(
-        "ostree() { param status; }\n"
-        'deployments | while read -r line; do result deployment "$line"; done\n'
-        'result at "$(deployment_folder)"'
-    )
-    ran = dispatched(tmp_path, {"one": text}, {"status": STATUS.format(a=a, b=b).encode()})
-    assert ran.values == [
-        ["deployment", f"debian {a} 0"],
-        ["deployment", f"other {b} 12"],
-        ["deployment", f"debian {b} 1"],
-        ["at", f"/run/composer/sysroot/ostree/deploy/debian/deploy/{a}.0"],
-    ]
-
-
 WATCH = {"beat-seconds": b"1", "stall-limit": b"2", "step-limit": b"3"}
 
 

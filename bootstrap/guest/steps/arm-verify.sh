@@ -1,4 +1,4 @@
-# needs: ostree install
+# needs: install
 # Puts a unit into the default deployment of a throw-away overlay that reports, on the second serial
 # port, what was booted and how it went, and then ends the machine.
 . "$JOB/lib.sh"

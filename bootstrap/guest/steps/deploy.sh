@@ -3,10 +3,32 @@
 # on a new disk, those of the recipe.
 . "$JOB/lib.sh"
 
-stateroot=$(param stateroot)
-refspec=$(param ref)
-if has remote-name; then refspec="$(param remote-name):$refspec"; fi
-keep=$(param keep)
+stateroot='' refspec='' commit='' keep='' remote=''
+get stateroot stateroot
+get refspec ref
+get commit commit
+get keep keep
+if has remote-name; then
+    get remote remote-name
+    refspec="$remote:$refspec"
+fi
+
+# is_default: whether the commit is the default deployment.
+is_default() {
+    boot_entries
+    read -r _ first checksum _ <"$JOB/state/boot-entries" && [ "$first $checksum" = "$stateroot $commit" ]
+}
+
+# too_many: whether the stateroot has more deployments than are kept; oldest is the index of its last one.
+too_many() {
+    boot_entries
+    count=0 index=0 oldest=0
+    while read -r _ root _; do
+        if [ "$root" = "$stateroot" ]; then count=$((count + 1)) oldest=$index; fi
+        index=$((index + 1))
+    done <"$JOB/state/boot-entries"
+    [ "$count" -gt "$keep" ]
+}
 
 set -- --os="$stateroot"
 if has kargs; then
@@ -17,13 +39,9 @@ fi
 if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
 # A product that upgraded itself in the field has the commit already; deploying it again would push the
 # former one, the way back, off the disk.
-deployments | head -n 1 | grep -q "^$stateroot $(param commit) " || ostree admin deploy "$@" "$refspec"
+is_default || ostree admin deploy "$@" "$refspec"
 
-# The default is at index 0; the oldest are at the end.  Other stateroots are left alone.
-while [ "$(deployments | grep -c "^$stateroot ")" -gt "$keep" ]; do
-    index=$(deployments | grep -n "^$stateroot " | tail -n 1 | cut -d: -f1)
-    ostree admin undeploy $((index - 1))
-done
+# Other stateroots are left alone.
+while too_many; do ostree admin undeploy "$oldest"; done
 
-deployments | head -n 1 | grep -q "^$stateroot $(param commit) " \
-    || fail "after the deploy the default deployment is not the commit asked for"
+is_default || fail "after the deploy the default deployment is not the commit asked for"

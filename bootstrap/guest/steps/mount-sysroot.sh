@@ -1,4 +1,3 @@
-# needs: ostree
 # Mounts the product's root for writing.  A disk that was not cleanly unmounted has its journal
 # replayed by the mount.
 . "$JOB/lib.sh"
@@ -6,4 +5,4 @@
 mount_sysroot rw
 [ -d "$SYSROOT/ostree/repo" ] || fail "the root file system holds no OSTree sysroot"
 # For the pull, which takes nothing older than what is deployed.
-deployments | head -n 1 | cut -d' ' -f2 >"$JOB/state/deployed"
+deployments >"$JOB/state/deployments"

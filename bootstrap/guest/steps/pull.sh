@@ -27,8 +27,8 @@ fi
 
 # What comes from a disk or a shared folder is verified as what comes over HTTP always is.
 set -- --disable-fsync --untrusted --url="$url"
-if [ -s "$JOB/state/deployed" ] && ! has allow-downgrade; then
-    read -r deployed <"$JOB/state/deployed"
+if [ -s "$JOB/state/deployments" ] && ! has allow-downgrade; then
+    read -r _ deployed _ <"$JOB/state/deployments"
     set -- "$@" --timestamp-check-from-rev="$deployed"
 fi
 

@@ -6,16 +6,23 @@ repo="$SYSROOT/ostree/repo"
 deployments >"$JOB/state/deployments"
 while read -r stateroot checksum serial; do
     origin="$SYSROOT/ostree/deploy/$stateroot/deploy/$checksum.$serial.origin"
-    refspec=$(sed -n 's/^refspec=//p' "$origin" | head -n 1)
+    refspec=''
+    while [ -z "$refspec" ] && read -r line; do
+        case "$line" in refspec=*) refspec=${line#*=} ;; esac
+    done <"$origin"
     version=$(ostree --repo="$repo" show --print-metadata-key=version "$checksum" 2>/dev/null | tr -d "'" || true)
     result deployment "$checksum $serial $stateroot ${refspec:--} ${version:--}"
 done <"$JOB/state/deployments"
 for entry in "$SYSROOT"/boot/loader/entries/*.conf; do
-    if [ -e "$entry" ]; then result kargs "$(sed -n 's/^options //p' "$entry")"; fi
+    [ -e "$entry" ] || continue
+    options=''
+    read_entry "$entry"
+    result kargs "$options"
 done
-for remote in $(ostree --repo="$repo" remote list); do
-    result remote "$remote $(ostree --repo="$repo" remote show-url "$remote")"
-done
+ostree --repo="$repo" remote list --show-urls >"$JOB/state/remotes"
+while read -r remote url; do
+    result remote "$remote $url"
+done <"$JOB/state/remotes"
 # shellcheck disable=SC2046  # df's numbers are words
 set -- $(df -k "$SYSROOT" | tail -n 1)
 result root-used "$(($3 * 1024))"

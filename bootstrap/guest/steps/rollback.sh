@@ -4,16 +4,16 @@
 # them all written anew.
 . "$JOB/lib.sh"
 
-count=$(deployments | wc -l)
 stateroot=$(deployments | head -n 1 | cut -d' ' -f1)
 [ -n "$stateroot" ] || fail "there is no deployment on the disk"
 place=$(deployments | grep -n "^$stateroot " | sed -n '2s/:.*//p')
 [ -n "$place" ] || fail "the disk has one deployment alone, so there is none to go back to"
 former=$(deployments | sed -n "${place}p")
 
-chosen=$(boot_entry "$((count - place + 1))")
-[ -n "$chosen" ] || fail "the deployment $former has no boot entry"
-sed -i "s/^version .*/version $((count + 1))/" "$chosen"
+chosen=$(boot_entry "$place")
+# Higher than any.
+read -r version _ <"$JOB/state/boot-entries"
+sed -i "s/^version .*/version $((version + 1))/" "$chosen"
 
 set -f
 set --
@@ -24,6 +24,7 @@ for word in $(sed -n 's/^options //p' "$chosen"); do
         *) set -- "$@" "--append=$word" ;;
     esac
 done
+set +f
 ostree admin instutil set-kargs --merge --append=composer.rollback
 ostree admin instutil set-kargs "$@"
 
