@@ -19,9 +19,10 @@ Fake = Callable[[str, str], Path]
 
 
 def gone(pid_file: Path) -> bool:
-    """Whether the process that wrote its pid has ended."""
+    """Whether the process that wrote its pid, and it must have, has ended."""
+    pid = int(pid_file.read_text())
     try:
-        said = Path(f"/proc/{pid_file.read_text().strip()}/stat").read_text()
+        said = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return True
     # PID 1 of a container may leave it a zombie, which runs no more.

@@ -1,4 +1,3 @@
-# needs: ostree
 # Sets in the new deployment what the recipe says besides the commit: hostname, accounts, files.
 # Accounts are made by the product's own programs, in a chroot with its /var in place.
 . "$JOB/lib.sh"
