@@ -218,3 +218,27 @@ def test_another_default_than_the_commit_is_a_failure(sysroot: Sysroot) -> None:
     ran, _ = deployed(sysroot, ":", "2")
     assert ran.code == 1
     assert ran.last["why"] == "after the deploy the default deployment is not the commit asked for"
+
+
+def test_the_report(sysroot: Sysroot) -> None:
+    sysroot.deploy("1", "1", A)
+    sysroot.deploy("2", "2", B).with_name(f"{B}.0.origin").unlink()
+    fake = """
+ostree() {
+    case "$2 $3" in
+        "show "*) [ "$4" = %s ] && echo "'12.1'" ;;
+        "remote list") echo "origin  https://example.org/repo" ;;
+    esac
+}
+"""
+    ran = sysroot.run(fake % A + shipped("report"))
+    assert ran.code == 0, ran.last
+    options = "root=UUID=1 rw ostree=/ostree/boot.1/debian"
+    assert ran.values[:-2] == [
+        ["deployment", f"{B} 0 debian - -"],
+        ["deployment", f"{A} 0 debian origin:os/debian 12.1"],
+        ["kargs", f"{options}/1/0"],
+        ["kargs", f"{options}/2/0"],
+        ["remote", "origin https://example.org/repo"],
+    ]
+    assert [key for key, _ in ran.values[-2:]] == ["root-used", "root-free"]

@@ -8,10 +8,8 @@ for part in "$folder/usr/bin" "$folder/usr/etc" "$folder/etc" "$folder.origin"; 
     [ -e "$part" ] || fail "the default deployment is not complete: ${part#"$folder"} is missing"
 done
 
-kernel=''
-initramfs=''
 read_entry "$(boot_entry 1)"
-for file in "$kernel" "$initramfs"; do
+for file in "${kernel?}" "${initramfs?}"; do
     if [ -z "$file" ] || [ ! -s "$SYSROOT/boot/${file#/boot}" ]; then
         fail "its boot entry lacks a file: ${file:-none is named}"
     fi

@@ -7,17 +7,18 @@ deployments >"$JOB/state/deployments"
 while read -r stateroot checksum serial; do
     origin="$SYSROOT/ostree/deploy/$stateroot/deploy/$checksum.$serial.origin"
     refspec=''
-    while [ -z "$refspec" ] && read -r line; do
-        case "$line" in refspec=*) refspec=${line#*=} ;; esac
-    done <"$origin"
+    if [ -e "$origin" ]; then
+        while [ -z "$refspec" ] && read -r line; do
+            case "$line" in refspec=*) refspec=${line#*=} ;; esac
+        done <"$origin"
+    fi
     version=$(ostree --repo="$repo" show --print-metadata-key=version "$checksum" 2>/dev/null | tr -d "'" || true)
     result deployment "$checksum $serial $stateroot ${refspec:--} ${version:--}"
 done <"$JOB/state/deployments"
 for entry in "$SYSROOT"/boot/loader/entries/*.conf; do
     [ -e "$entry" ] || continue
-    options=''
     read_entry "$entry"
-    result kargs "$options"
+    result kargs "${options?}"
 done
 ostree --repo="$repo" remote list --show-urls >"$JOB/state/remotes"
 while read -r remote url; do

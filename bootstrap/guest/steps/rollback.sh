@@ -15,10 +15,10 @@ chosen=$(boot_entry "$place")
 read -r version _ <"$JOB/state/boot-entries"
 sed -i "s/^version .*/version $((version + 1))/" "$chosen"
 
+read_entry "$chosen"
 set -f
 set --
-# shellcheck disable=SC2013  # its words are wanted
-for word in $(sed -n 's/^options //p' "$chosen"); do
+for word in ${options?}; do
     case "$word" in
         ostree=*) ;;
         *) set -- "$@" "--append=$word" ;;
