@@ -133,12 +133,17 @@ boot_entries() {
         esac
         # The links on the way are relative, so they lead to the sysroot as it is mounted here.
         led=$(cd "$SYSROOT$target" 2>/dev/null && pwd -P) || fail "a boot entry leads nowhere: $target"
-        case "$led" in
-            "$SYSROOT"/ostree/deploy/*/deploy/*.*) led=${led#"$SYSROOT"/ostree/deploy/} ;;
-            *) fail "a boot entry leads elsewhere: $led" ;;
+        place=${led#"$SYSROOT"/ostree/deploy/}
+        root=${place%%/*}
+        tree=${place##*/}
+        checksum=${tree%.*}
+        serial=${tree##*.}
+        [ "${#checksum} $led" = "64 $SYSROOT/ostree/deploy/$root/deploy/$checksum.$serial" ] \
+            || fail "a boot entry leads elsewhere: $led"
+        case "$root/$checksum/$serial" in
+            *[[:space:]]* | */*[!0-9a-f]*/* | */*/ | */*/*[!0-9]*) fail "a boot entry leads elsewhere: $led" ;;
         esac
-        tree=${led##*/}
-        echo "$version ${led%%/*} ${tree%.*} ${tree##*.} $entry" >>"$JOB/state/boot-entries"
+        echo "$version $root $checksum $serial $entry" >>"$JOB/state/boot-entries"
     done
     sort -rn -o "$JOB/state/boot-entries" "$JOB/state/boot-entries"
 }

@@ -138,9 +138,22 @@ def test_an_entry_that_leads_nowhere_is_refused(sysroot: Sysroot, target: str) -
     assert sysroot.why("deployments >/dev/null") == f"a boot entry leads nowhere: {target}"
 
 
-@pytest.mark.parametrize("to", ["/usr", "../../../../boot"])
-def test_an_entry_that_leads_out_of_the_deployments_is_refused(sysroot: Sysroot, to: str) -> None:
+@pytest.mark.parametrize(
+    "to",
+    [
+        "/usr",
+        "../../../../boot",
+        f"../../../deploy/debian/deploy/{A}.0/etc",
+        *(
+            f"../../../deploy/debian/deploy/{name}"
+            for name in ("--help.0", f"{A[1:]}g.0", f"{A}.x", A[1:] + ".0")
+        ),
+        f"../../../deploy/a b/deploy/{A}.0",
+    ],
+)
+def test_an_entry_that_leads_to_no_deployment_is_refused(sysroot: Sysroot, to: str) -> None:
     sysroot.deploy("1", "1", A)
+    (sysroot.path / "ostree/boot.1.0/debian/1" / to).mkdir(parents=True, exist_ok=True)
     link = sysroot.path / "ostree/boot.1.0/debian/1/0"
     link.unlink()
     link.symlink_to(to)

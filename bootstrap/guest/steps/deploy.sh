@@ -13,13 +13,12 @@ if has remote-name; then
     refspec="$remote:$refspec"
 fi
 
-# is_default: whether the commit is the default deployment.
+# is_default: whether the commit is the default deployment, as they were listed last.
 is_default() {
-    boot_entries
     read -r _ first checksum _ <"$JOB/state/boot-entries" && [ "$first $checksum" = "$stateroot $commit" ]
 }
 
-# too_many: whether the stateroot has more deployments than are kept; oldest is the index of its last one.
+# too_many: lists the deployments; whether the stateroot has more deployments than are kept; oldest is the index of its last one.
 too_many() {
     boot_entries
     count=0 index=0 oldest=0
@@ -39,6 +38,7 @@ fi
 if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
 # A product that upgraded itself in the field has the commit already; deploying it again would push the
 # former one, the way back, off the disk.
+boot_entries
 is_default || ostree admin deploy "$@" "$refspec"
 
 # Other stateroots are left alone.
