@@ -139,12 +139,16 @@ class Workshop:
             run = stack.enter_context(runs.open(purpose, (work.lock,) if work else ()))
             run.describe(purpose, self.options.connect)
             stack.enter_context(self._console_kept(run))
-            host = stack.enter_context(
-                hypervisor.connected(self.options.connect, self.folders.runs, self.folders.cache / "libvirt")
-            )
-            abilities, verdict = probe.choose(
-                host, image, self.folders.cache, run.path, self.options.accelerator
-            )
+            # Where libvirt has no room for what it learns of QEMU, it says that there is none.
+            with full_disk_told(self.folders.runs, self.folders.cache):
+                host = stack.enter_context(
+                    hypervisor.connected(
+                        self.options.connect, self.folders.runs, self.folders.cache / "libvirt"
+                    )
+                )
+                abilities, verdict = probe.choose(
+                    host, image, self.folders.cache, run.path, self.options.accelerator
+                )
             if abilities.kind != "kvm" and self.options.accelerator == "auto":
                 self.reporter.warn("accelerator", f"no KVM, using TCG (slow): {verdict.reason}")
             yield Bench(run, host, image, abilities)
@@ -296,20 +300,25 @@ def _is_cut_off(error: ComposerError) -> bool:
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
+def full_disk_told(*folders: Path) -> Iterator[None]:
     """Have a failure on a full host file system say so: inside, QEMU and the guest see odd errors."""
     try:
         yield
     except (ComposerError, OSError) as error:
-        if shutil.disk_usage(folder).free >= _ALMOST_NOTHING:
+        full = next((folder for folder in folders if _is_full(folder)), None)
+        if full is None:
             raise
         raise NoSpace(
-            f"no space left in {folder}",
-            hint=f"df -h {folder.parent}   tells what there is; then the same command again",
+            f"no space left in {full}",
+            hint=f"df -h {full.parent}   tells what there is; then the same command again",
             detail=str(error),
             log=getattr(error, "log", None),
             step=getattr(error, "step", None),
         ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _ALMOST_NOTHING
 
 
 @contextmanager
