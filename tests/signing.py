@@ -57,14 +57,14 @@ class Gpg:
             time.sleep(0.02)
 
 
-def sign_ed25519(repo: Path, commit: str, key: Ed25519PrivateKey) -> None:
+def sign_ed25519(repo: Path, commit: str, *keys: Ed25519PrivateKey) -> None:
     """Sign a commit as ostree does where it is built with libsodium; Debian 12's is not."""
     folder = repo / "objects" / commit[:2]
-    signature = key.sign((folder / f"{commit[2:]}.commit").read_bytes())
-    numbers = ", ".join(f"byte 0x{number:02x}" for number in signature)
+    signed = (folder / f"{commit[2:]}.commit").read_bytes()
+    signatures = [", ".join(f"byte 0x{number:02x}" for number in key.sign(signed)) for key in keys]
     meta = folder / f"{commit[2:]}.commitmeta"
     meta.unlink(missing_ok=True)  # it may be a hard link of another repo's
-    meta.write_bytes(_variant(f"{{'ostree.sign.ed25519': <[[{numbers}]]>}}"))
+    meta.write_bytes(_variant(f"{{'ostree.sign.ed25519': <[[{'], ['.join(signatures)}]]>}}"))
 
 
 def _variant(text: str) -> bytes:

@@ -6,10 +6,11 @@ one could bring a forged ostree along, which finds everything in order.
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -21,7 +22,12 @@ from composer.repo.local import Repo
 
 # ostree-sign-ed25519.c: detached metadata, an array of signatures over the commit object's bytes.
 _KEY = "ostree.sign.ed25519"
-_SIGNATURE = re.compile(r"\[(?:byte )?((?:0x[0-9a-f]{2}(?:, )?){64})\]")
+# GVariant's text form of 64 bytes is a list of numbers, or a byte string where a zero is the last of them and
+# no other is (g_variant_print_string in gvariant.c), as with every sixteenth signature; in it are the escapes
+# of g_strescape, which are Python's too.
+_NUMBERS = re.compile(r"\[(?:byte )?((?:0x[0-9a-f]{2}(?:, )?){64})\]")
+_ESCAPED = r"\\[0-3][0-7]{2}|\\[bfnrtv\\\"]"
+_STRING = re.compile(rf"b'(?:[ !#-&(-\[\]-~]|{_ESCAPED})*'|b\"(?:[ !#-\[\]-~]|{_ESCAPED})*\"")
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,7 @@ def check_ed25519(repo: Repo, commit: str, keys: Iterable[str], deadline: Deadli
             f"commit {commit[:12]} has no ed25519 signature, and the recipe names keys"
         ) from error
     signed = repo.object_path(f"{commit}.commit").read_bytes()
-    # GVariant's text form also has b'...' for bytes that end with a zero; ostree prints arrays of numbers.
-    for numbers in _SIGNATURE.findall(said):
-        signature = bytes(int(number, 16) for number in numbers.split(", "))
+    for signature in _signatures(said):
         for key in keys:
             try:
                 Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
@@ -65,3 +69,11 @@ def check_ed25519(repo: Repo, commit: str, keys: Iterable[str], deadline: Deadli
                 continue
             return
     raise NotTrusted(f"no ed25519 signature of commit {commit[:12]} is by a key that the recipe names")
+
+
+def _signatures(said: str) -> Iterator[bytes]:
+    """Yield what may be a signature in GVariant's text form of an array of them."""
+    for numbers in _NUMBERS.findall(said):
+        yield bytes(int(number, 16) for number in numbers.split(", "))
+    for string in _STRING.findall(said):
+        yield ast.literal_eval(string) + b"\0"

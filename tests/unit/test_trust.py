@@ -114,6 +114,37 @@ def test_ed25519(scene: Scene) -> None:
     scene.fetch(trust)
 
 
+def written(scene: Scene, key: Ed25519PrivateKey) -> str:
+    """Sign the commit; return how ostree writes the signature, after one that is of no use."""
+    sign_ed25519(scene.repo.path, scene.commit, Ed25519PrivateKey.generate(), key)
+    argv = ["show", "--print-detached-metadata-key=ostree.sign.ed25519", scene.commit]
+    return scene.repo.ostree(*argv, deadline=scene.deadline)
+
+
+@pytest.mark.parametrize("ending", [b"\0", b"\0'", b'\0"', b"\0\\", b"\0\"'"])
+def test_a_signature_that_ostree_writes_as_a_string(scene: Scene, ending: bytes) -> None:
+    """Every sixteenth one ends with a zero; quotes and backslashes in it are to be told from escapes."""
+    signed = scene.repo.object_path(f"{scene.commit}.commit").read_bytes()
+    while True:
+        key = Ed25519PrivateKey.generate()
+        signature = key.sign(signed)
+        if signature.find(b"\0") == 63 and set(ending) <= set(signature):
+            break
+    quote = '"' if b"'" in signature else "'"
+    assert f"b{quote}" in written(scene, key)
+    scene.fetch(Trust(ed25519=(public(key),)))
+
+
+def test_a_signature_with_zeros_elsewhere(scene: Scene) -> None:
+    signed = scene.repo.object_path(f"{scene.commit}.commit").read_bytes()
+    while True:
+        key = Ed25519PrivateKey.generate()
+        if b"\0" in (signature := key.sign(signed))[:63] and signature[63] == 0:
+            break
+    assert "0x" in written(scene, key)
+    scene.fetch(Trust(ed25519=(public(key),)))
+
+
 def test_what_one_recipe_trusts_another_need_not(scene: Scene, gpg: Gpg) -> None:
     """The commit is there already, fetched without keys."""
     scene.fetch(Trust())
