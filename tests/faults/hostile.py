@@ -24,7 +24,7 @@ from composer.disk import qcow2
 from composer.disk.qcow2 import check_chain
 from composer.errors import BadInput
 from composer.plan import Account, ProductFile
-from composer.recipe.load import LoadedRecipe, load_recipe
+from composer.recipe.load import LoadedRecipe, host_path, load_recipe
 from tests.faults.ground import Experiment, Ground, Trial
 
 _SECONDS = 1.0
@@ -279,7 +279,8 @@ _NASTY = (
     "$(touch pwned)", "`touch pwned`", "; touch pwned", "| touch pwned", "&& touch pwned", "'\"\\", "\n",
     "\r\n", "\t", "\0", "\x1b[31m", "{{ 7*7 }}", "{% for i in range(10**9) %}x{% endfor %}",
     "{{ ''.__class__.__mro__ }}",
-    "{{ cycler.__init__.__globals__ }}", "{{ 'a' * 10**10 }}", "{{ undefined_name }}", "../../etc/passwd",
+    "{{ cycler.__init__.__globals__ }}", "{{ date }}", "{{ v }}", "{{ 'x' | upper }}",
+    "{{ 'a' * 10**10 }}", "{{ undefined_name }}", "../../etc/passwd",
     "/",
     "-rf", "--help", "%s%n", "日本", "😀", "é", "\u202e", "é" * 300, "a" * 5000, "*?[]", "~root", "$HOME",
     "<&>", "]]>", "<!ENTITY x SYSTEM 'file:///etc/passwd'>", "file:///etc/passwd", "http://127.0.0.1:1/", " ",
@@ -317,69 +318,119 @@ def hostile_recipe(
 
     said = [
         f'name = {value("", "name", _toml("demo"))}',
+        "[variables]", f'v = {value("variables", "v", _toml("hello"))}',
         "[ostree]", f'repo = {value("ostree", "repo", _toml("repo"))}',
         f'ref = {value("ostree", "ref", _toml("some/ref"))}',
         f'stateroot = {value("ostree", "stateroot", _toml("demo"))}',
         f'kargs = [{value("ostree", "kargs", _toml("quiet"))}]',
         "[ostree.remote]", f'name = {value("remote", "name", _toml("origin"))}',
         f'url = {value("remote", "url", _toml("https://example.org/repo"))}',
-        "[disk]", f'size = {value("disk", "size", _toml("4 GiB"))}',
+        "[ostree.verify]", f'gpg_keys = [{value("verify", "gpg_keys", _toml("keys.gpg"))}]',
+        f'ed25519_keys = [{value("verify", "ed25519_keys", _toml("A" * 43 + "="))}]',
+        "[ostree.tls]", f'certificate = {value("tls", "certificate", _toml("keys.gpg"))}',
+        f'key = {value("tls", "key", _toml("keys.gpg"))}', f'ca = {value("tls", "ca", _toml("keys.gpg"))}',
+        "[disk]", f'filesystem = {value("disk", "filesystem", _toml("ext4"))}',
+        f'firmware = {value("disk", "firmware", _toml("bios+uefi"))}',
+        f'size = {value("disk", "size", _toml("4 GiB"))}',
         "[disk.uuids]", f'root = {value("uuids", "root", _toml("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"))}',
-        "[bootstrap]", f'ref = {value("bootstrap", "ref", _toml("helper/ref"))}',
+        f'esp = {value("uuids", "esp", _toml("1A2B-3C4D"))}',
+        "[bootstrap]", f'memory = {value("bootstrap", "memory", _toml("1 GiB"))}',
+        f'ref = {value("bootstrap", "ref", _toml("helper/ref"))}',
         "[system]", f'hostname = {value("system", "hostname", _toml("host"))}',
         "[[users]]", f'name = {value("users", "name", _toml("admin"))}',
         f'shell = {value("users", "shell", _toml("/bin/bash"))}',
         f'groups = [{value("users", "groups", _toml("sudo"))}]',
         f'password_hash = {value("users", "password_hash", _toml("$6$a$" + "b" * 86))}',
         f'ssh_keys = [{value("users", "ssh_keys", _toml("ssh-ed25519 " + _KEY + " me"))}]',
+        f'ssh_key_files = [{value("users", "ssh_key_files", _toml("key.pub"))}]',
+        "[[files]]", 'path = "/etc/source"', f'source = {value("files", "source", _toml("key.pub"))}',
         "[[files]]", f'path = {value("files", "path", _toml("/etc/motd"))}',
-        f'content = {value("files", "content", _toml("hello"))}',
+        f'content = {value("files", "content", _toml("{{ v }}"))}',
         f'owner = {value("files", "owner", _toml("root"))}',
         f'group = {value("files", "group", _toml("root"))}',
         f'mode = {value("files", "mode", _toml("0644"))}',
         "[output]", f'path = {value("output", "path", _toml("out.qcow2"))}',
+        f'format = {value("output", "format", _toml("qcow2"))}',
+        f'flatten = {value("output", "flatten", _toml("auto"))}',
     ]  # fmt: skip
-    if chance.random() < 0.1:
-        bombs = ("x = " + "[" * 100_000, "a = {" * 5000, "[" + "a." * 50_000 + "b]", "n = " + "9" * 100_000)
-        said.append(chance.choice(bombs))
     return "\n".join(said) + "\n", nasty
 
 
+def _odd_end(chance: random.Random) -> str:
+    """Return what may follow a recipe: as a rule nothing, else a key that there is not, or a bomb."""
+    bombs = ("x = " + "[" * 100_000, "a = {" * 5000, "[" + "a." * 50_000 + "b]", "n = " + "9" * 100_000)
+    kind = chance.random()
+    if kind < 0.1:
+        return chance.choice(bombs) + "\n"
+    return f"{_toml(_nasty(chance))} = 1\n" if kind < 0.2 else ""
+
+
 _KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA"
-_FIELDS = (
-    ("", "name"), ("ostree", "repo"), ("ostree", "ref"), ("ostree", "stateroot"), ("ostree", "kargs"),
-    ("remote", "name"), ("remote", "url"), ("disk", "size"), ("uuids", "root"), ("bootstrap", "ref"),
-    ("system", "hostname"), ("users", "name"), ("users", "shell"), ("users", "groups"),
-    ("users", "password_hash"), ("users", "ssh_keys"), ("files", "path"), ("files", "content"),
-    ("files", "owner"), ("files", "group"), ("files", "mode"), ("output", "path"),
+# Each key that may hold a text, of each table.
+_TEXTS = (
+    ("", "name"), ("variables", "v"), ("ostree", "repo"), ("ostree", "ref"), ("ostree", "stateroot"),
+    ("ostree", "kargs"), ("remote", "name"), ("remote", "url"), ("verify", "ed25519_keys"), ("disk", "size"),
+    ("disk", "filesystem"), ("disk", "firmware"), ("uuids", "root"), ("uuids", "esp"), ("bootstrap", "ref"),
+    ("bootstrap", "memory"), ("system", "hostname"), ("users", "name"), ("users", "shell"),
+    ("users", "groups"), ("users", "password_hash"), ("users", "ssh_keys"), ("files", "path"),
+    ("files", "content"), ("files", "owner"), ("files", "group"), ("files", "mode"), ("output", "path"),
+    ("output", "format"), ("output", "flatten"),
+)  # fmt: skip
+# Those that take nearly any text, so that a recipe with one of them is as a rule taken.
+_FREE = (("variables", "v"), ("files", "content"), ("ostree", "repo"), ("output", "path"))
+# Those that name files of the host.
+_NAMING = (
+    ("verify", "gpg_keys"), ("tls", "certificate"), ("tls", "key"), ("tls", "ca"), ("users", "ssh_key_files"),
+    ("files", "source"),
 )  # fmt: skip
 
 
 @contextmanager
 def recipes(ground: Ground) -> Iterator[Trial]:
-    """Recipes with templates, bombs and metacharacters in any field."""
+    """Recipes with templates, bombs and metacharacters in any field.
+
+    One that names a file may have that very file read, and no other.
+    """
     folder = ground.place.folder / "recipes"
     folder.mkdir(exist_ok=True)
     (folder / "repo").mkdir(exist_ok=True)
+    (folder / "keys.gpg").write_bytes(b"\x98sound enough")
+    (folder / "key.pub").write_text(f"ssh-ed25519 {_KEY} me\n")
     watch, path = Watch(), folder / "hostile.toml"
 
     def trial(chance: random.Random) -> None:
-        keys = tuple(chance.sample(_FIELDS, chance.choice((1, 1, 1, 2, 5))))
+        fields = _FREE if chance.random() < 0.2 else _TEXTS + _NAMING
+        keys = tuple(chance.sample(fields, chance.choice((1, 1, 1, 2, min(5, len(fields))))))
         text, nasty = hostile_recipe(chance, keys)
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        defines = {"v": _nasty(chance)} if chance.random() < 0.1 else {}
+        end = _odd_end(chance)
+        path.write_bytes((text + end).encode("utf-8", "surrogatepass"))
         before = {item.name for item in folder.iterdir()}
         began = time.monotonic()
         loaded: LoadedRecipe | None = None
         with watch.watching(), suppress(BadInput):
-            loaded = load_recipe(path, {})
+            loaded = load_recipe(path, defines)
         assert time.monotonic() - began < 5
         assert watch.started == [], watch.started
         assert {item.name for item in folder.iterdir()} == before
-        assert set(map(_folder_of, watch.opened)) <= {folder, *_library_folders()}, watch.opened
+        named = _files_named(nasty, folder)
+        unnamed = [name for name in watch.opened if name not in named]
+        assert set(map(_folder_of, unnamed)) <= {folder, *_library_folders()}, unnamed
         if loaded is not None:
-            _assert_exact(loaded, nasty)
+            assert end == ""
+            _assert_exact(loaded, nasty, defines)
 
+    path.write_text(hostile_recipe(random.Random(0), ())[0])
+    load_recipe(path, {})
     yield trial
+
+
+def _files_named(nasty: dict[tuple[str, str], str], folder: Path) -> set[str]:
+    named = set()
+    for key in _NAMING:
+        with suppress(BadInput, KeyError):
+            named.add(str(host_path(nasty[key], folder)))
+    return named
 
 
 def _folder_of(name: str) -> Path:
@@ -397,7 +448,8 @@ def _library_folders() -> set[Path]:
 def _arrived(loaded: LoadedRecipe, key: tuple[str, str]) -> str | None:
     """Return what became of a field, on its way to the guest; None where that is no text."""
     recipe = loaded.recipe
-    (user,), (file,), remote = recipe.users, recipe.files, recipe.ostree.remote
+    (user,), (_, file) = recipe.users, recipe.files
+    remote, verify = recipe.ostree.remote, recipe.ostree.verify
     account = Account(
         user.name, user.shell, None, tuple(user.groups), user.password_hash, loaded.ssh_keys[user.name]
     )
@@ -416,16 +468,23 @@ def _arrived(loaded: LoadedRecipe, key: tuple[str, str]) -> str | None:
         ("system", "hostname"): (recipe.system.hostname or "").encode(),
         ("remote", "url"): (remote.url if remote else "").encode(),
         ("users", "password_hash"): (user.password_hash or "").encode(),
+        ("users", "ssh_keys"): loaded.ssh_keys[user.name][0].encode(),
+        ("uuids", "esp"): (recipe.disk.uuids.esp or "").encode(),
+        ("verify", "ed25519_keys"): "".join(verify.ed25519_keys if verify else ()).encode(),
     }
     return data[key].decode() if key in data else None
 
 
-def _assert_exact(loaded: LoadedRecipe, nasty: dict[tuple[str, str], str]) -> None:
+def _assert_exact(loaded: LoadedRecipe, nasty: dict[tuple[str, str], str], defines: dict[str, str]) -> None:
     """Assert that a text which was taken and is no template reaches the guest as it was written."""
     for key, text in nasty.items():
         arrived = _arrived(loaded, key)
         if arrived is not None and not any(mark in text for mark in ("{{", "{%", "{#")):
-            assert arrived == text, (key, text, arrived)
+            assert arrived == (text.strip() if key == ("users", "ssh_keys") else text), (key, text, arrived)
+    # What a variable stands for is never taken for a template.
+    variable = defines.get("v", nasty.get(("variables", "v")))
+    if variable is not None and ("files", "content") not in nasty:
+        assert loaded.contents[loaded.recipe.files[1].path] == variable.encode(), variable
 
 
 EXPERIMENTS = (
