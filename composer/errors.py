@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_SCHEMA = "`composer recipe schema` prints every key that a recipe may have"
 FREE_ROOM = "composer gc --older-than 14   frees what lay unused so long; df -h   tells where"
 
 
@@ -85,13 +86,10 @@ class Fault:
 class RecipeErrors(BadInput):
     """All faults of one recipe, so that it is mended in one go."""
 
-    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, source: str, faults: Sequence[Fault], *, hint: str = _SCHEMA) -> None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = "\n".join(f"{source}: {fault}" for fault in faults)
-        super().__init__(
-            f"the recipe has {count}:\n{lines}",
-            hint="`composer recipe schema` prints every key that a recipe may have",
-        )
+        super().__init__(f"the recipe has {count}:\n{lines}", hint=hint)
         self.faults = tuple(faults)
 
 

@@ -25,7 +25,7 @@ def bootstrap() -> None:
 
 @bootstrap.command("build")
 @recipe_arguments
-@job_options
+@job_options()
 def build_image(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
     """Make the bootstrap image for RECIPE, which a build would make anyway.
 

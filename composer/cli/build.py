@@ -17,7 +17,7 @@ from composer.recipe.values import show_size
 @recipe_arguments
 @click.option("-o", "--output", type=PATH, help="Where the disk goes, instead of where the recipe says.")
 @click.option("--force", is_flag=True, help="Build even where nothing changed, or over a foreign file.")
-@job_options
+@job_options("helper", "disk", "commit")
 def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: bool, job: JobOptions) -> None:
     """Make a bootable disk from RECIPE.
 

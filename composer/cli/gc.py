@@ -17,7 +17,7 @@ from composer.recipe.values import show_size
     metavar="DAYS",
     help="Also what was not used for so long: images, templates, delta disks, commits, logs.",
 )
-@job_options
+@job_options("libvirt")
 def gc(dry_run: bool, older_than: float | None, job: JobOptions) -> None:
     """Remove what no job can use any more: leftovers of killed composers, unreachable templates.
 

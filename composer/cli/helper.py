@@ -69,7 +69,7 @@ def _age(seconds: float) -> str:
 
 @helper.command("warm")
 @recipe_arguments
-@job_options
+@job_options("vm")
 def warm(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
     """Make the template of RECIPE's helper, so that no job has to boot one.
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,48 +48,60 @@ class Session:
         return [(event.name, float(event.data["seconds"])) for event in ended]
 
 
-_OPTIONS = (
-    click.option("--connect", metavar="URI", default=EMBEDDED, show_default=True,
-                 help="libvirt connection; 'embed' runs the QEMU driver in this process."),
-    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True,
-                 help="auto: KVM if a guest really runs on it, else emulation."),
+_CONNECT = click.option(
+    "--connect", metavar="URI", default=EMBEDDED, show_default=True,
+    help="libvirt connection; 'embed' runs the QEMU driver in this process.",
+)  # fmt: skip
+_ACCEL = click.option(
+    "--accel", "accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True,
+    help="auto: KVM if a guest really runs on it, else emulation.",
+)  # fmt: skip
+_HELPER = (
+    click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
+    click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
+    click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
+)
+_DISK = click.option(
+    "--wait", is_flag=True, help="Wait for a disk that another composer has, up to --timeout."
+)
+_COMMIT = click.option(
+    "--transport", type=click.Choice(["auto", *TRANSPORTS]), default="auto", show_default=True,
+    help="How the helper gets the commit; auto takes the fastest that works here.",
+)  # fmt: skip
+_ALWAYS = (
     click.option("--timeout", type=click.FloatRange(min=1), default=3600.0, show_default=True,
                  metavar="SECONDS", help="Give up after this long."),
     click.option("--events", type=PATH, metavar="FILE", help="Write what happens as JSON lines to FILE."),
-    click.option("--transport", type=click.Choice(["auto", *TRANSPORTS]), default="auto", show_default=True,
-                 help="How the helper gets the commit; auto takes the fastest that works here."),
-    click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
-    click.option("--wait", is_flag=True, help="Wait for a disk that another composer has, up to --timeout."),
-    click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
-    click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
-    click.option("--debug", is_flag=True, help="Show tracebacks."),
+    # Read off argv, before any verb is known (app.py).
+    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
 )  # fmt: skip
+# What a verb works with, and the options that come with it.
+_WITH = {
+    "libvirt": (_CONNECT,),
+    "vm": (_CONNECT, _ACCEL),
+    "helper": (_CONNECT, _ACCEL, *_HELPER),
+    "disk": (_DISK,),
+    "commit": (_COMMIT,),
+}
+Verb = Callable[..., None]
 
 
-def job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the common options; it gets them as one argument, ``job``."""
+def job_options(*works_with: str) -> Callable[[Verb], Verb]:
+    """Give a verb the options of what it works with; it gets them as one argument, ``job``."""
+    names = {field.name for field in fields(Options)}
 
-    @functools.wraps(command)
-    def wrapped(
-        *,
-        connect: str,
-        accel: str,
-        timeout: float,
-        events: Path | None,
-        keep_vm: bool,
-        debug_shell: bool,
-        transport: str,
-        cold: bool,
-        wait: bool,
-        debug: bool,  # noqa: ARG001 - read off argv, before any verb is known (app.py)
-        **own: Any,
-    ) -> None:
-        options = Options(connect, accel, timeout, keep_vm, debug_shell, cold, transport, wait)
-        command(job=JobOptions(options, events), **own)
+    def given_to(command: Verb) -> Verb:
+        @functools.wraps(command)
+        def wrapped(*, events: Path | None, **said: Any) -> None:
+            options = Options(**{name: said.pop(name) for name in names & said.keys()})
+            command(job=JobOptions(options, events), **said)
 
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+        chosen = [option for kind in works_with for option in _WITH[kind]]
+        for option in reversed((*chosen, *_ALWAYS)):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return given_to
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def check(recipe: Path, define: tuple[str, ...]) -> None:
 def show_recipe(recipe: Path, define: tuple[str, ...]) -> None:
     """Print RECIPE with its defaults and variables filled in, as JSON; password hashes are left out.
 
-    Example:  composer recipe show recipes/debian-bookworm.toml -D version=12
+    Example:  composer recipe show recipes/debian-bookworm.toml -D greeting=Hello
     """
     said = load_recipe(recipe, defines_of(define)).recipe.model_dump(mode="json")
     for user in said["users"]:

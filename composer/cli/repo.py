@@ -20,7 +20,7 @@ def repo() -> None:
 @repo.command("deltas")
 @recipe_arguments
 @click.option("--from", "since", metavar="COMMIT", help="The former commit or ref; its parent if left out.")
-@job_options
+@job_options()
 def deltas(recipe: Path, define: tuple[str, ...], since: str | None, job: JobOptions) -> None:
     """Publish a static delta to RECIPE's commit, for all who pull from its repo over HTTP.
 

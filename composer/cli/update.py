@@ -12,13 +12,18 @@ from composer.compose.build import Outcome
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
 from composer.disk.manifest import Flatten
+from composer.errors import BadInput
 from composer.recipe.load import load_recipe
 from composer.recipe.values import show_size
 
 
 @click.command()
 @click.argument("disk", type=PATH)
-@click.option("--recipe", type=PATH, help="Take repo, ref, keep and helper from this recipe.")
+@click.option(
+    "--recipe",
+    type=PATH,
+    help="Take [ostree] but kargs and remote, [bootstrap] and flatten from this recipe.",
+)
 @click.option("-D", "define", multiple=True, metavar="NAME=VALUE", help="Set a variable of that recipe.")
 @click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
@@ -34,7 +39,7 @@ from composer.recipe.values import show_size
     is_flag=True,
     help="Also remove what nothing on the disk needs, and give its room back to the host.",
 )
-@job_options
+@job_options("helper", "disk", "commit")
 def update(
     disk: Path,
     recipe: Path | None,
@@ -54,6 +59,8 @@ def update(
 
     Example:  composer update debian-bookworm.qcow2
     """
+    if define and recipe is None:
+        raise BadInput("-D sets a variable of a recipe, and there is no --recipe")
     loaded = load_recipe(recipe, defines_of(define)) if recipe else None
     with session(job) as made:
         overrides = Overrides(loaded, repo, ref, keep, flatten, allow_downgrade, compact)

@@ -17,7 +17,7 @@ from composer.compose.verify import verify as verify_disk
 @click.option("--firmware", type=click.Choice(["auto", "bios", "uefi", "all"]), default="auto",
               show_default=True, help="auto: the first that the disk has.")  # fmt: skip
 @click.option("--evidence", type=PATH, help="Where console and screenshot of a failed boot go.")
-@job_options
+@job_options("helper", "disk")
 def verify(disk: Path, firmware: str, evidence: Path | None, job: JobOptions) -> None:
     """Boot DISK and prove that it runs the commit it claims.
 

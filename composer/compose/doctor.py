@@ -13,7 +13,7 @@ from composer import process
 from composer.compose.supply import virtiofs_obstacle
 from composer.compose.verify import find_ovmf
 from composer.deadline import Deadline
-from composer.errors import ComposerError
+from composer.errors import FREE_ROOM, ComposerError
 from composer.helper import hypervisor, probe
 from composer.helper.bootstrap import BootstrapImage, cache_of
 from composer.recipe.values import show_size
@@ -98,7 +98,7 @@ def _kvm(host: hypervisor.Host, folders: Folders, scratch: Path) -> Finding:
         "KVM",
         "weak",
         f"not usable, guests are emulated (some ten times slower): {verdict.reason}",
-        "usermod -aG kvm $USER"
+        "sudo usermod -aG kvm $USER   and a new login"
         if "group kvm" in verdict.reason
         else "enable (nested) virtualisation for this host",
     )
@@ -117,7 +117,7 @@ def _room(need: str, folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     text = f"{show_size(free)} free in {folder}"
     if free < _DISK_NEEDED:
-        return Finding(need, "bad", text, "composer bootstrap list   and   composer bootstrap rm KEY")
+        return Finding(need, "bad", text, FREE_ROOM)
     return Finding(need, "good", text)
 
 

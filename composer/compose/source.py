@@ -40,6 +40,7 @@ class RepoSource:
     deadline: Deadline
     folder: Repo | None
     through: HttpExport | None
+    fill: _Filler | None = None
 
     @property
     def _url(self) -> str:
@@ -104,8 +105,11 @@ class RepoSource:
         return unsound(self.folder.object_path(name).with_suffix(".filez") for name in files)
 
     def has_commit(self, commit: str) -> bool:
-        """Whether a commit can still be fetched; of a URL only trying tells."""
-        return self.folder is None or self.folder.has_commit(commit, self.deadline)
+        """Whether a commit can still be fetched."""
+        if self.folder is not None:
+            return self.folder.has_commit(commit, self.deadline)
+        assert self.fill is not None
+        return self.fill.has(f"objects/{commit[:2]}/{commit[2:]}.commit")
 
     def timestamp(self, commit: str) -> int | None:
         """Return when a commit says it was made, in seconds since the epoch; None where nobody knows it."""
@@ -147,11 +151,10 @@ def opened_source(
     upstream = Upstream(named, tls, deadline)
     try:
         upstream.check()
-        with (
-            _place_in(cache / "remote") as place,
-            http_export(place, _Filler(upstream, place)) as through,
-        ):
-            yield RepoSource(upstream.url, trust, checked, deadline, None, through)
+        with _place_in(cache / "remote") as place:
+            fill = _Filler(upstream, place)
+            with http_export(place, fill) as through:
+                yield RepoSource(upstream.url, trust, checked, deadline, None, through, fill)
     finally:
         upstream.close()
 
@@ -187,3 +190,8 @@ class _Filler:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not self.upstream.download(path, target):
             target.unlink(missing_ok=True)
+
+    def has(self, path: str) -> bool:
+        """Bring a file and tell whether the remote repo has it."""
+        self(path)
+        return (self.place / path).exists()

@@ -14,7 +14,7 @@ from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.workshop import Workshop, check_room
 from composer.deadline import Deadline
-from composer.disk.manifest import Flatten, Identity, Manifest, load_manifest
+from composer.disk.manifest import Flatten, HelperSettings, Identity, Manifest, load_manifest
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
 from composer.export.delta import Wanted, lacking, room_for_objects
@@ -41,7 +41,8 @@ _KEPT_FREE = 0.03
 class Overrides:
     """What the command line says instead of the manifest; None leaves the manifest's word.
 
-    A recipe stands for its repo, ref, keep, flatten and helper; what else is given goes before it.
+    A recipe stands for its repo, with keys and certificates, ref, keep, flatten and helper; what else is
+    given goes before it.
     """
 
     recipe: LoadedRecipe | None = None
@@ -79,7 +80,8 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
         with source_for(workshop, manifest) as source:
             with workshop.reporter.phase("plan", "reading manifest and ref"):
                 commit = source.resolve(manifest.ref)
-                manifest = manifest.model_copy(update={"repo": source.named})
+                helper = _helper_of(manifest, overrides, source)
+                manifest = manifest.model_copy(update={"repo": source.named, "helper": helper})
             unchanged = manifest.disk == Identity.of(disk)
             settled = all(
                 getattr(manifest, name) == getattr(present, name) for name in ("ref", "keep", "flatten")
@@ -138,13 +140,21 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
             "flatten": recipe.output.flatten,
             "keys": keys_of(trust_of(overrides.recipe)),
             "tls": tls_files_of(overrides.recipe),
-            "helper": manifest.helper.model_copy(
-                update={"memory": recipe.bootstrap.memory, "cpus": recipe.bootstrap.cpus}
-            ),
         }
     said = {name: getattr(overrides, name) for name in ("repo", "ref", "keep", "flatten")}
     changes |= {key: value for key, value in said.items() if value is not None}
     return manifest.model_copy(update=changes)
+
+
+def _helper_of(manifest: Manifest, overrides: Overrides, source: RepoSource) -> HelperSettings:
+    """Return what works on the disk: the former helper's tree, unless a recipe names another one for it."""
+    if overrides.recipe is None:
+        return manifest.helper
+    wanted, settings = overrides.recipe.recipe.bootstrap, manifest.helper
+    ref, commit = settings.ref, settings.commit
+    if wanted.ref is not None and wanted.ref != ref:
+        ref, commit = wanted.ref, source.resolve(wanted.ref)
+    return HelperSettings(ref=ref, commit=commit, memory=wanted.memory, cpus=wanted.cpus)
 
 
 def bootstrap_for(

@@ -87,7 +87,8 @@ def check_tools(steps: tuple[str, ...], image: BootstrapImage) -> None:
     if lacking:
         raise BadInput(
             f"the helper's tree {image.entry.info['commit'][:12]} lacks programs: {', '.join(lacking)}",
-            hint="add them to the tree, or name another tree for the helper: [bootstrap] ref = ...",
+            hint="add them to the tree, or have the recipe name another for the helper ([bootstrap] ref); "
+            "a disk that exists takes it by   composer update DISK --recipe RECIPE",
         )
 
 

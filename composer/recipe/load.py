@@ -16,6 +16,7 @@ from composer.errors import BadInput, Fault, RecipeErrors
 from composer.recipe.model import File, Recipe, Tls, User, Verify
 from composer.recipe.values import SshKey
 from composer.recipe.variables import Variables
+from composer.resources import recipes_folder
 
 _LARGEST = 2**22
 _DEEPEST = 32
@@ -72,7 +73,7 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
     gpg_keys = reader.gpg_keys(recipe.ostree.verify)
     reader.check_tls(recipe.ostree.tls)
     if reader.faults:
-        raise RecipeErrors(str(path), reader.faults)
+        raise RecipeErrors(str(path), reader.faults, hint="files that a recipe names are relative to it")
     return LoadedRecipe(recipe, path.absolute(), contents, ssh_keys, gpg_keys)
 
 
@@ -83,7 +84,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadInput(
             f"cannot read the recipe {path}: {error.strerror}",
-            hint="give the path of a recipe; recipes/ in the project has some to begin with",
+            hint=f"give the path of a recipe; there is one to begin with in {recipes_folder()}",
         ) from error
     if len(raw) > _LARGEST:
         raise BadInput(f"the recipe {path} is larger than 4 MiB, which no recipe is")
@@ -111,11 +112,13 @@ def _deeper_than(data: Any, limit: int) -> bool:
 def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dict[str, Any]:
     own = data.get("variables")
     defaults = {k: v for k, v in own.items() if isinstance(v, str)} if isinstance(own, dict) else {}
-    values = {"date": date.today().strftime("%Y%m%d"), **defaults, **defines}
-    variables = Variables(values)
+    known = {"date": date.today().strftime("%Y%m%d"), **defaults}
+    variables = Variables({**known, **defines})
     rendered = {
         key: value if key == "variables" else variables.apply(value, key) for key, value in data.items()
     }
+    for name in sorted(set(defines) - variables.used - set(known)):
+        variables.faults.append(Fault(f"-D {name}", "the recipe has no such variable"))
     # Faults of variables and of the schema are told together; an unrendered text may be a schema
     # fault as well, so those keys are told once.
     if variables.faults:

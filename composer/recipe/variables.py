@@ -33,12 +33,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class Variables:
-    """Replaces variables in parsed TOML, gathering every fault instead of stopping at the first."""
+    """Replaces variables in parsed TOML, gathering every fault instead of stopping at the first.
+
+    ``used`` are the names that stood in texts so far.
+    """
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = dict(values)
         self._environment = _environment()
         self.faults: list[Fault] = []
+        self.used: set[str] = set()
 
     def apply(self, value: Any, key: str = "") -> Any:
         """Return ``value`` with the variables in all its texts replaced."""
@@ -78,8 +82,10 @@ class Variables:
             filters += isinstance(node, nodes.Filter)
             if not isinstance(node, _ALLOWED):
                 raise ValueError(f"{type(node).__name__.lower()} is not allowed in a recipe's variables")
-            if isinstance(node, nodes.Name) and node.name == "self":
-                raise ValueError("'self' is undefined")  # jinja's own word for the template
+            if isinstance(node, nodes.Name):
+                if node.name == "self":
+                    raise ValueError("'self' is undefined")  # jinja's own word for the template
+                self.used.add(node.name)
             if filters > _MOST_FILTERS or count > _MOST_NODES:
                 raise ValueError("too many filters and names in one text")
 

@@ -22,6 +22,7 @@ from composer.deadline import Deadline
 from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged, ToolFailed
 from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust, check_ed25519
+from composer.repo.upstream import is_url
 from composer.store.folders import written_beside
 from composer.store.locks import locked
 
@@ -187,9 +188,11 @@ def _explained(error: ToolFailed, url: str, source: str, wanted: str) -> Compose
     if _UNTRUSTED.search(bare):
         return NotTrusted(f"commit {what} of {source} is not trusted: {reason}")
     if _DAMAGED.search(bare):
+        place = "FOLDER" if is_url(source) else source
+        there = ", on the machine that has it" if is_url(source) else ""
         return RepoDamaged(
             f"the repo {source} is damaged: {reason}",
-            hint=f"ostree --repo={source} fsck --all   names all that is",
+            hint=f"ostree --repo={place} fsck --all   names all that is{there}",
         )
     if _FULL.search(bare):
         return NoSpace(f"no room for {what} of {source} in the composer's own repo: {reason}", hint=FREE_ROOM)

@@ -148,6 +148,14 @@ def test_bad_define(composer: Composer, tmp_path: Path, define: str) -> None:
     bad_input(composer("recipe", "check", recipe(tmp_path), "-D", define), "-D wants name=value", "try:")
 
 
+def test_a_define_that_nothing_wants(composer: Composer, tmp_path: Path) -> None:
+    path = recipe(tmp_path, more='stateroot = "{{ root }}"\n[variables]\nspare = "x"\n')
+    bad_input(composer("recipe", "check", path, "-D", "root=x", "-D", "rot=y"), "-D rot: the recipe has no")
+    given = ("-D", "root=x", "-D", "spare=y", "-D", "date=z")
+    assert composer("recipe", "check", path, *given).returncode == 0
+    bad_input(composer("update", tmp_path / "none.qcow2", "-D", "root=x"), "there is no --recipe")
+
+
 def test_recipe_check(composer: Composer, tmp_path: Path) -> None:
     path = recipe(tmp_path, more='stateroot = "{{ name }}"\n')
     bad_input(composer("recipe", "check", path), "'name' is undefined")

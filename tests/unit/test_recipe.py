@@ -202,6 +202,12 @@ def test_home_of_nobody(tmp_path: Path, text: str) -> None:
         _ = load_recipe(write(tmp_path, BASE + text), {}).output
 
 
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeErrors, match="no such file") as caught:
+        load_recipe(write(tmp_path, BASE + '[[files]]\npath = "/etc/x"\nsource = "none"\n'), {})
+    assert caught.value.hint == "files that a recipe names are relative to it"
+
+
 @pytest.mark.parametrize("raw", [b"name = \n", b'name = "\xff"\n', b"x = " + b"{" * 5000, b"a = 1\na = 2\n"])
 def test_no_toml(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "demo.toml"

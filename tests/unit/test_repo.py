@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError
+from composer.errors import BadInput, ComposerError, RepoDamaged
 from composer.export.http import http_export
 from composer.plan import check_bootable
 from composer.repo.local import Repo, open_repo
@@ -190,6 +191,29 @@ def test_a_url_has_what_was_asked_for(repo: Repo, tmp_path: Path) -> None:
         commit = repo.resolve("os/good", Deadline.after(20))
         assert source.resolve(commit) == commit
         assert source.fetch(commit, commit).has_commit(commit, Deadline.after(20))
+
+
+def test_a_url_tells_which_commits_it_has(repo: Repo, tmp_path: Path, deadline: Deadline) -> None:
+    with http_export(repo.path) as export, remote(export.url, tmp_path / "cache") as source:
+        assert source.has_commit(repo.resolve("os/good", deadline))
+        assert not source.has_commit("0" * 64)
+
+
+@pytest.mark.parametrize("way", ["url", "folder"])
+def test_where_a_damaged_repo_is_to_be_checked(
+    tiny_repo: Path, tmp_path: Path, deadline: Deadline, way: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_repo, damaged, symlinks=True)
+    commit = (damaged / "refs/heads/os/good").read_text().strip()
+    (damaged / f"objects/{commit[:2]}/{commit[2:]}.commit").write_bytes(b"x" * 200)
+    with ExitStack() as stack:
+        named = stack.enter_context(http_export(damaged)).url if way == "url" else str(damaged)
+        source = stack.enter_context(remote(named, tmp_path / "cache"))
+        with pytest.raises(RepoDamaged) as caught:
+            source.fetch("os/good", commit)
+    folder, where = ("FOLDER", ", on the machine that has it") if way == "url" else (damaged, "")
+    assert caught.value.hint == f"ostree --repo={folder} fsck --all   names all that is{where}"
 
 
 def use(url: str, cache: Path) -> None:

@@ -18,7 +18,7 @@ from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, check_rooms, update
 from composer.compose.workshop import Bench, Options, Workshop
 from composer.deadline import Deadline
-from composer.disk.manifest import Identity, Manifest, Room, load_manifest, manifest_path
+from composer.disk.manifest import HelperSettings, Identity, Manifest, Room, load_manifest, manifest_path
 from composer.disk.qcow2 import check_chain, check_disk
 from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
@@ -27,6 +27,7 @@ from composer.helper.domain import Disk
 from composer.helper.lease import Helper, HelperShape
 from composer.helper.machine import Abilities
 from composer.helper.shell import Answer, Tunnel
+from composer.recipe.load import load_recipe
 from composer.repo.local import Repo
 from composer.store.cache import Entry
 from composer.store.folders import Folders
@@ -198,6 +199,23 @@ def test_a_disk_that_somebody_else_wrote_to_stays(workshop: FakeWorkshop, old_di
     workshop.shell.before = old_disk.touch
     with pytest.raises(ComposerError, match="changed by somebody else"):
         update(workshop, old_disk, Overrides())
+
+
+@pytest.mark.parametrize(
+    ("said", "ref"), [("cpus = 3", "os/good"), ('cpus = 3\nref = "os/no-kernel"', "os/no-kernel")]
+)
+def test_a_recipe_may_name_another_tree_for_the_helper(
+    workshop: FakeWorkshop, old_disk: Path, tiny_repo: Path, tmp_path: Path, said: str, ref: str
+) -> None:
+    path = tmp_path / "x.toml"
+    ostree = f'[ostree]\nrepo = "{tiny_repo}"\nref = "os/good"\nstateroot = "demo"\n'
+    path.write_text(f'name = "x"\n{ostree}[bootstrap]\n{said}\n')
+    # Another tree is looked up; the former helper's commit need not be what its ref names now.
+    commit = OLD if ref == "os/good" else (tiny_repo / "refs/heads" / ref).read_text().strip()
+    known = load_manifest(old_disk)
+    assert known is not None
+    used = update(workshop, old_disk, Overrides(load_recipe(path, {}))).manifest.helper
+    assert used == HelperSettings(ref=ref, commit=commit, memory=known.helper.memory, cpus=3)
 
 
 def test_a_disk_with_a_base_is_attached_with_it(
