@@ -24,6 +24,5 @@ def gc(dry_run: bool, older_than: float | None, job: JobOptions) -> None:
     Example:  composer gc --older-than 14
     """
     with session(job) as made:
-        workshop = made.workshop
-        freed = collect(workshop.folders, workshop.options, workshop.reporter, older_than, dry=dry_run)
+        freed = collect(made.workshop, older_than, dry=dry_run)
     click.echo(f"{show_size(freed)} {'would be ' if dry_run else ''}freed")

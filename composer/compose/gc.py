@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from composer.compose.source import clear_remote
-from composer.compose.workshop import Options
-from composer.deadline import Deadline
+from composer.compose.workshop import Workshop
 from composer.disk.manifest import settle
 from composer.errors import Busy, ComposerError
 from composer.events import Reporter
@@ -25,32 +24,29 @@ from composer.helper.lease import HelperShape, helper_domain
 from composer.recipe.values import show_size
 from composer.repo.checked import CheckedRepo
 from composer.store.cache import Cache, Entry, key_of
-from composer.store.folders import Folders
-from composer.store.locks import locked
+from composer.store.locks import is_locked, locked
 from composer.store.runs import Run, Runs
 from composer.store.work import clear_folders, half_notes, lock_path, noted_disks
 
-_PRUNE_SECONDS = 600.0
 
-
-def collect(
-    folders: Folders, options: Options, reporter: Reporter, days: float | None = None, *, dry: bool = False
-) -> int:
+def collect(workshop: Workshop, days: float | None = None, *, dry: bool = False) -> int:
     """Remove what is of no use, telling each; return the bytes that this gives back.
 
     That includes what was not used for so many ``days``, where they are given.  With ``dry`` nothing is
     removed.
     """
-    freed = 0
-    if not dry:
-        for name in Runs(folders.runs).clear_leftovers():
-            reporter.note("gc", f"cleared the helper {name}, whose composer is gone")
-        freed += _collect_work(folders.work, reporter)
-        clear_remote(folders.cache / "remote")
+    folders, reporter = workshop.folders, workshop.reporter
+    runs = Runs(folders.runs)
+    for name in [run.name for run in runs.leftovers()] if dry else runs.clear_leftovers():
+        reporter.note("gc", f"the helper {name}, whose composer is gone")
+    freed = _collect_work(folders.work, reporter, dry=dry)
+    if downloads := clear_remote(folders.cache / "remote", dry=dry):
+        reporter.note("gc", f"downloads of composers that are gone, {show_size(downloads)}")
+        freed += downloads
     images, templates = bootstrap.cache_of(folders.cache), template.cache_of(folders.cache)
     caches = (images, templates, delta.cache_of(folders.cache))
     if days is not None:
-        freed += _collect_old(folders.cache, caches, reporter, time.time() - days * 86400, dry=dry)
+        freed += _collect_old(workshop, caches, time.time() - days * 86400, dry=dry)
     for cache in caches:
         for left, size in cache.leftovers(remove=not dry):
             reporter.note("gc", f"{left}: left half made, {show_size(size)}")
@@ -59,7 +55,7 @@ def collect(
     made = list(templates.entries())
     if not made:
         return freed
-    with hypervisor.connected(options.connect, folders.runs, folders.cache / "libvirt") as host:
+    with hypervisor.connected(workshop.options.connect, folders.runs, folders.cache / "libvirt") as host:
         for entry in made:
             reason = _unreachable(entry, present, host)
             if reason:
@@ -70,20 +66,25 @@ def collect(
     return freed
 
 
-def _collect_work(notes: Path, reporter: Reporter) -> int:
+def _collect_work(notes: Path, reporter: Reporter, *, dry: bool) -> int:
     """Remove what killed composers left beside disks; return its bytes."""
     freed = 0
-    for half in half_notes(notes):
+    for half in half_notes(notes) if not dry else ():
         half.unlink(missing_ok=True)
     for note, disk in noted_disks(notes):
         try:
             if not disk.parent.is_dir():  # it may be a file system that is not mounted now
                 continue
-            with locked(lock_path(disk), purpose="gc", what=str(disk)):
-                settle(disk)
-                left = clear_folders(disk)
-                note.unlink()
-            reporter.note("gc", f"cleared what a killed composer left beside {disk}, {show_size(left)}")
+            if dry:
+                if is_locked(lock_path(disk)):
+                    continue
+                left = clear_folders(disk, dry=True)
+            else:
+                with locked(lock_path(disk), purpose="gc", what=str(disk)):
+                    settle(disk)
+                    left = clear_folders(disk)
+                    note.unlink()
+            reporter.note("gc", f"what a killed composer left beside {disk}, {show_size(left)}")
             freed += left
         except Busy:
             continue  # it is being worked on
@@ -92,11 +93,9 @@ def _collect_work(notes: Path, reporter: Reporter) -> int:
     return freed
 
 
-def _collect_old(
-    folder: Path, caches: Iterable[Cache], reporter: Reporter, before: float, *, dry: bool
-) -> int:
+def _collect_old(workshop: Workshop, caches: Iterable[Cache], before: float, *, dry: bool) -> int:
     """Remove what was last used ``before`` then, in seconds since the epoch; return its bytes."""
-    freed = 0
+    folder, reporter, freed = workshop.folders.cache, workshop.reporter, 0
     for cache in caches:
         for entry in [entry for entry in cache.entries() if entry.last_used < before]:
             reporter.note("gc", f"{cache.kind} {entry.key}: not used for long, {show_size(entry.bytes)}")
@@ -108,8 +107,8 @@ def _collect_old(
             reporter.note("gc", f"log {log.name}")
             if not dry:
                 shutil.rmtree(log) if log.is_dir() else log.unlink()
-    if not dry:
-        CheckedRepo(folder / "repo").prune(before, Deadline.after(_PRUNE_SECONDS))
+    for ref in CheckedRepo(folder / "repo").prune(before, workshop.deadline, dry=dry):
+        reporter.note("gc", f"commits of {ref}: not fetched for long; their size is not counted")
     return freed
 
 

@@ -22,6 +22,7 @@ from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo, unsound
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream, is_url
+from composer.store.folders import size_of
 
 # Signatures and deltas may be missing; objects may not.
 _NEEDED = re.compile(r"objects/.*\.(filez|dirtree|dirmeta|commit)$")
@@ -168,11 +169,15 @@ def _place_in(folder: Path) -> Iterator[Path]:
         yield Path(place)
 
 
-def clear_remote(folder: Path) -> None:
-    """Remove what was downloaded for processes that are dead."""
+def clear_remote(folder: Path, *, dry: bool = False) -> int:
+    """Remove what was downloaded for processes that are dead; return its bytes.  With ``dry`` it stays."""
+    freed = 0
     for left in folder.glob("*.*"):
         if not Path(f"/proc/{left.name.partition('.')[0]}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            freed += size_of(left)
+            if not dry:
+                shutil.rmtree(left, ignore_errors=True)
+    return freed
 
 
 @dataclass(frozen=True)

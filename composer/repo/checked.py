@@ -109,15 +109,21 @@ class CheckedRepo:
                 os.utime(self.path / "refs" / "remotes" / remote / ref)
         return self.of(source)
 
-    def prune(self, before: float, deadline: Deadline) -> None:
-        """Forget commits that no ref fetched since ``before`` names, in seconds since the epoch."""
+    def prune(self, before: float, deadline: Deadline, *, dry: bool = False) -> list[str]:
+        """Forget commits that no ref fetched since ``before`` names, in seconds since the epoch.
+
+        Returns the refs that were not; with ``dry`` nothing is forgotten.
+        """
         if not (self.path / "config").exists():
-            return
+            return []
         with self._held(deadline) as repo:
-            for ref in (self.path / "refs" / "remotes").rglob("*"):
-                if ref.is_file() and ref.stat().st_mtime < before:
+            remotes = self.path / "refs" / "remotes"
+            old = [ref for ref in remotes.rglob("*") if ref.is_file() and ref.stat().st_mtime < before]
+            if not dry:
+                for ref in old:
                     ref.unlink()
-            repo.ostree("prune", "--refs-only", deadline=deadline)
+                repo.ostree("prune", "--refs-only", deadline=deadline)
+        return sorted("/".join(ref.relative_to(remotes).parts[1:]) for ref in old)
 
 
 def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:

@@ -14,14 +14,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from composer.deadline import Deadline
 from composer.errors import BadInput
-from composer.store.folders import fsync_path
+from composer.store.folders import fsync_path, size_of
 from composer.store.locks import is_locked, locked
 
 _INFO = "info.json"
@@ -39,21 +38,12 @@ class Entry:
     @property
     def bytes(self) -> int:
         """What it takes on the disk, in bytes."""
-        return _size(self.path)
+        return size_of(self.path)
 
     @property
     def last_used(self) -> float:
         """When it was last asked for, in seconds since the epoch."""
         return (self.path / _INFO).stat().st_mtime
-
-
-def _size(folder: Path) -> int:
-    """Return what a folder takes, in bytes; what goes away meanwhile takes nothing."""
-    size = 0
-    for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += file.lstat().st_blocks * 512
-    return size
 
 
 def key_of(inputs: dict[str, Any]) -> str:
@@ -141,7 +131,7 @@ class Cache:
         for left in sorted(self._home.glob(".*.new")):
             lock = self._home / f".{left.name.split('.')[1]}.lock"
             if not is_locked(lock):
-                yield left, _size(left)
+                yield left, size_of(left)
                 if remove:
                     shutil.rmtree(left, ignore_errors=True)
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +145,13 @@ def written_beside(target: Path, mode: int = 0o644) -> Iterator[Path]:
         publish(new, target)
     finally:
         new.unlink(missing_ok=True)
+
+
+def size_of(folder: Path) -> int:
+    """Return what a folder takes, in bytes; what goes away meanwhile takes nothing."""
+    size = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                size += Path(place, name).lstat().st_blocks * 512
+    return size

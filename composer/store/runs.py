@@ -181,12 +181,8 @@ class Runs:
             )
         return found[0]
 
-    def clear_leftovers(self) -> list[str]:
-        """Clear the runs whose composer is gone, unless the user kept them; return their names."""
-        cleared = []
-        for root in self.folder.glob("p*"):  # of libvirt's embedded driver, by the pid of its process
-            if root.name[1:].isdigit() and not Path(f"/proc/{root.name[1:]}").exists():
-                end_driver(root)
+    def leftovers(self) -> Iterator[Run]:
+        """Yield the runs whose composer is gone, but those that the user kept."""
         for run in self.all():
             # A folder without a lock file yet is being made this moment; give its maker a minute.
             try:
@@ -194,9 +190,15 @@ class Runs:
             except FileNotFoundError:  # it ended in order as we looked
                 continue
             wanted = run.kept and bool(run.qemu_pids())
-            if not (run.alive or young or wanted) and run.clear():
-                cleared.append(run.name)
-        return cleared
+            if not (run.alive or young or wanted):
+                yield run
+
+    def clear_leftovers(self) -> list[str]:
+        """Clear the runs whose composer is gone, unless the user kept them; return their names."""
+        for root in self.folder.glob("p*"):  # of libvirt's embedded driver, by the pid of its process
+            if root.name[1:].isdigit() and not Path(f"/proc/{root.name[1:]}").exists():
+                end_driver(root)
+        return [run.name for run in self.leftovers() if run.clear()]
 
     @contextmanager
     def open(self, purpose: str, locks: Sequence[int] = ()) -> Iterator[Run]:

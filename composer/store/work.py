@@ -23,7 +23,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.process import companion
-from composer.store.folders import Folders, written_beside
+from composer.store.folders import Folders, size_of, written_beside
 from composer.store.locks import locked
 
 # What mkdtemp puts behind a prefix.
@@ -52,13 +52,16 @@ def lock_path(disk: Path) -> Path:
     return disk.with_name(f".{disk.name}.lock")
 
 
-def clear_folders(disk: Path) -> int:
-    """Remove what an earlier composer left beside a disk, the disk's lock held; return its bytes."""
+def clear_folders(disk: Path, *, dry: bool = False) -> int:
+    """Remove what an earlier composer left beside a disk, the disk's lock held; return its bytes.
+
+    With ``dry`` nothing is removed.
+    """
     freed = 0
     for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}{_RANDOM}"):
-        with suppress(OSError):
-            freed += sum(file.lstat().st_blocks * 512 for file in left.rglob("*"))
-        shutil.rmtree(left, ignore_errors=True)
+        freed += size_of(left)
+        if not dry:
+            shutil.rmtree(left, ignore_errors=True)
     return freed
 
 

@@ -15,8 +15,11 @@ import hypothesis
 import pytest
 
 from composer.cli import app
+from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.disk.manifest import Deployment, HelperSettings, Identity, Manifest, manifest_path
+from composer.events import Reporter, Tape
+from composer.store.folders import Folders
 
 # The same examples on every machine.
 hypothesis.settings.register_profile("unit", derandomize=True, deadline=None)
@@ -122,6 +125,18 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("COMPOSER_CACHE", str(tmp_path / "cache"))
     yield runs
     shutil.rmtree(runs)
+
+
+@pytest.fixture
+def tape() -> Tape:
+    """Make a monitor that keeps what it is told."""
+    return Tape()
+
+
+@pytest.fixture
+def workshop(places: Path, tape: Tape, deadline: Deadline) -> Workshop:
+    """Make a workshop that keeps its things there and tells the tape."""
+    return Workshop(Folders.of(os.environ), Reporter(tape), Options(), deadline)
 
 
 @pytest.fixture

@@ -7,21 +7,22 @@ import time
 from pathlib import Path
 
 from composer.compose.gc import collect
-from composer.compose.workshop import Options
+from composer.compose.workshop import Workshop
 from composer.deadline import Deadline
-from composer.events import Reporter, Tape
+from composer.events import Tape
 from composer.export import delta
 from composer.helper import bootstrap
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import open_repo
 from composer.repo.signatures import Trust
-from composer.store.folders import Folders
 
 _DAY = 86400
 
 
-def test_what_lay_unused_goes(tiny_repo: Path, places: Path, tmp_path: Path, deadline: Deadline) -> None:
-    folders = Folders.of(os.environ)
+def test_what_lay_unused_goes(
+    tiny_repo: Path, workshop: Workshop, tape: Tape, tmp_path: Path, deadline: Deadline
+) -> None:
+    folders = workshop.folders
     entries = {}
     for cache in (bootstrap.cache_of(folders.cache), delta.cache_of(folders.cache)):
         for name in ("old", "new"):
@@ -42,13 +43,16 @@ def test_what_lay_unused_goes(tiny_repo: Path, places: Path, tmp_path: Path, dea
     os.utime(log, (0, 0))
 
     def run(*, dry: bool) -> None:
-        collect(folders, Options(), Reporter(Tape()), 14, dry=dry)
+        collect(workshop, 14, dry=dry)
 
     run(dry=True)
+    told = tape.texts("note")
+    assert len(told) == 4
     assert all(path.exists() for path in entries.values())
     assert log.exists()
     run(dry=False)
     assert {key for key, path in entries.items() if path.exists()} == {("bootstrap", "new"), ("delta", "new")}
+    assert tape.texts("note") == told * 2
     assert not log.exists()
     own = checked.of("x")
     assert not own.has_commit(source.resolve("os/good", deadline), deadline)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from composer.compose.gc import collect
-from composer.compose.workshop import Options
+from composer.compose.workshop import Workshop
 from composer.errors import Busy
-from composer.events import Reporter, Tape
+from composer.events import Tape
 from composer.store.folders import Folders
 from composer.store.locks import locked
 from composer.store.work import lock_path, noted_disks, working_on
@@ -111,8 +111,8 @@ def test_a_living_holder_is_named_at_once(folder: Path, tmp_path: Path) -> None:
         assert time.monotonic() - began < 1
 
 
-def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> None:
-    folders = Folders.of(os.environ)
+def test_gc_clears_what_a_crash_of_the_host_left(workshop: Workshop, tape: Tape, folder: Path) -> None:
+    folders = workshop.folders
     disk = folder / "odd name\n.qcow2"
     other = folder / "other.qcow2"
     for left in (disk, other):
@@ -123,10 +123,25 @@ def test_gc_clears_what_a_crash_of_the_host_left(places: Path, folder: Path) -> 
         (note,) = folders.work.iterdir()
         crashed = note.read_bytes()
     (folder / f".{disk.name}.work.abcdefgh").mkdir()
+    (folder / f".{disk.name}.work.abcdefgh" / "overlay.qcow2").write_bytes(bytes(8192))
     lock_path(disk).touch()
     note.write_bytes(crashed)
     (folder / "unrelated").touch()
-    collect(folders, Options(), Reporter(Tape()))
+    (workshop.folders.runs / "c0123").mkdir()
+    os.utime(workshop.folders.runs / "c0123", (0, 0))
+    with subprocess.Popen(["true"]) as gone:
+        downloads = folders.cache / "remote" / f"{gone.pid}.x"
+    downloads.mkdir(parents=True)
+    (downloads / "object").write_bytes(bytes(8192))
+    before = sorted(path for top in (folder, folders.cache, folders.runs) for path in top.rglob("*"))
+    would_free = collect(workshop, dry=True)
+    told = tape.texts("note")
+    assert sorted(path for top in (folder, folders.cache, folders.runs) for path in top.rglob("*")) == before
+    assert collect(workshop) == would_free >= 2 * 8192
+    assert tape.texts("note") == told * 2
+    assert len(told) == 3
+    assert not downloads.exists()
+    assert not list(folders.runs.iterdir())
     # Of the other disk there is no note: nobody said that this is ours.
     assert {path.name for path in folder.iterdir()} == {
         "unrelated",
@@ -151,22 +166,22 @@ def test_gc_knows_of_a_lock_from_the_moment_it_is_there(folder: Path, tmp_path: 
     assert list(folders.work.iterdir()) == []
 
 
-def test_gc_removes_notes_that_were_never_finished(places: Path) -> None:
-    folders = Folders.of(os.environ)
+def test_gc_removes_notes_that_were_never_finished(workshop: Workshop) -> None:
+    folders = workshop.folders
     folders.work.mkdir(parents=True)
     for name, age in (("old", 3600), ("young", 0)):
         half = folders.work / f".{name}.json.abcdefgh.new"
         half.touch()
         os.utime(half, (time.time() - age,) * 2)
-    collect(folders, Options(), Reporter(Tape()))
+    collect(workshop)
     assert [path.name for path in folders.work.iterdir()] == [".young.json.abcdefgh.new"]
 
 
-def test_gc_leaves_alone_what_is_being_worked_on(places: Path, folder: Path) -> None:
-    folders = Folders.of(os.environ)
+def test_gc_leaves_alone_what_is_being_worked_on(workshop: Workshop, folder: Path) -> None:
+    folders = workshop.folders
     with worker(folder / "x.qcow2", folders):
         before = sorted(folder.rglob("*"))
-        collect(folders, Options(), Reporter(Tape()))
+        collect(workshop)
         assert sorted(folder.rglob("*")) == before
         assert len(list(folders.work.iterdir())) == 1
 
