@@ -25,6 +25,7 @@ from composer.disk.manifest import (
     Manifest,
     Room,
     TlsFiles,
+    check_place,
     load_manifest,
     publish_disk,
 )
@@ -38,6 +39,7 @@ from composer.plan import Plan, make_plan
 from composer.recipe.load import LoadedRecipe
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
+from composer.store.folders import give_like
 from composer.store.work import Work
 
 
@@ -106,10 +108,15 @@ def _build(
                     f"{disk} was written to since the composer's last job; a build would lose that",
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
-        if disk.exists() and (overlays := overlays_on(disk)):
-            raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
+        check_place(disk)
+        _check_no_base(disk)
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, work, plan, source, repo, settings, loaded)
+
+
+def _check_no_base(disk: Path) -> None:
+    if disk.exists() and (overlays := overlays_on(disk)):
+        raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
 
 
 def _make(
@@ -122,7 +129,17 @@ def _make(
     loaded: LoadedRecipe,
 ) -> Outcome:
     disk, began = work.disk, time.monotonic()
-    before = Identity.of(disk) if disk.exists() else None
+    before = Identity.found(disk)
+
+    def unchanged() -> None:
+        _check_no_base(disk)
+        if before != Identity.found(disk):
+            raise ComposerError(
+                f"{disk} was changed by somebody else while the build ran",
+                disk="the disk is as that other program left it; the build was dropped",
+                hint="composer build RECIPE   once nothing else uses it",
+            )
+
     if settings.commit != plan.source.commit:
         workshop.fetch(source, settings.ref, settings.commit)
     bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan, ()))
@@ -137,17 +154,14 @@ def _make(
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
+            unchanged()
+            if before:
+                give_like(new, disk)
             deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
             manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)
             if manifest.commit != plan.source.commit:
                 raise ComposerError("the helper does not report the commit as the default deployment")
-            if before != (Identity.of(disk) if disk.exists() else None):
-                raise ComposerError(
-                    f"{disk} was changed by somebody else while the build ran",
-                    disk="the disk is as that other program left it; the build was dropped",
-                    hint="composer build RECIPE   once nothing else uses it",
-                )
-            manifest = publish_disk(new, disk, manifest)
+            manifest = publish_disk(new, disk, manifest, unchanged)
     return Outcome(disk, manifest, True, supply.moved.bytes, supply.moved.objects)
 
 

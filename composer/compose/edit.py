@@ -5,7 +5,6 @@ docs/safety.md has each point at which it may be cut off, and what is found then
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ from composer.compose.build import deployments_of, room_of
 from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop
 from composer.disk import image
-from composer.disk.manifest import Deed, Deployment, Identity, Manifest, publish_disk
+from composer.disk.manifest import Deed, Deployment, Identity, Manifest, check_place, publish_disk
 from composer.disk.qcow2 import check_chain, check_disk, overlays_on
 from composer.errors import BadInput, ComposerError
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.job import JobResult
 from composer.helper.lease import Helper, HelperShape
+from composer.store.folders import give_like
 from composer.store.work import Work
 
 
@@ -65,6 +65,16 @@ def carry_out(
     overlay, new = folder / "overlay.qcow2", folder / disk.name
     before, room = _standing(disk), disk.stat().st_blocks * 512
     check_replaceable(disk, edit.verb)
+
+    def unchanged() -> None:
+        check_replaceable(disk, edit.verb)
+        if _standing(disk) != before:
+            raise ComposerError(
+                f"{disk} was changed by somebody else while the {edit.verb} ran",
+                disk="the disk is as that other program left it; the work on it was dropped",
+                hint=f"composer {edit.verb} {disk}   once nothing else uses it",
+            )
+
     target = overlay_target(overlay, disk, workshop.deadline)
     with (
         workshop.bench(f"{edit.verb} {disk.name}", bootstrap, work) as bench,
@@ -76,20 +86,14 @@ def carry_out(
             running.machine.detach(target, workshop.deadline)
     with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
         _write_new(overlay, new, disk, manifest, workshop)
-        check_replaceable(disk, edit.verb)
-        if _standing(disk) != before:
-            raise ComposerError(
-                f"{disk} was changed by somebody else while the {edit.verb} ran",
-                disk="the disk is as that other program left it; the work on it was dropped",
-                hint=f"composer {edit.verb} {disk}   once nothing else uses it",
-            )
-        _give_like(new, disk)
+        unchanged()
+        give_like(new, disk)
         size = new.stat().st_blocks * 512
         deployments = deployments_of(result)
         commit = edit.commit or (deployments[0].commit if deployments else "")
         deed = Deed.done(edit.verb, commit, edit.began, edit.moved())
         after = manifest.after(deed, deployments, Identity.of(new), room_of(result))
-        after = publish_disk(new, disk, after)
+        after = publish_disk(new, disk, after, unchanged)
     left = {(deployment.commit, deployment.stateroot) for deployment in after.deployments}
     pruned = [known for known in manifest.deployments if (known.commit, known.stateroot) not in left]
     return Edited(after, size, size - room, tuple(pruned))
@@ -97,6 +101,7 @@ def carry_out(
 
 def check_replaceable(disk: Path, verb: str) -> None:
     """Raise BadInput where another file in the place of a disk would lose or harm something."""
+    check_place(disk)
     if check_disk(disk).snapshots:
         raise BadInput(
             f"{disk} has internal snapshots, which the {verb} would lose",
@@ -137,11 +142,3 @@ def _write_new(overlay: Path, new: Path, disk: Path, manifest: Manifest, worksho
     image.check(new, workshop.deadline)
     # As the disk said it, from where the disk lies.
     image.rename_base(new, chain.header.backing or "", workshop.deadline)
-
-
-def _give_like(new: Path, disk: Path) -> None:
-    """Give a new disk the owner and mode of the one whose place it takes."""
-    status = disk.stat()
-    if os.geteuid() == 0:
-        os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(status.st_mode & 0o777)

@@ -22,7 +22,7 @@ from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo, unsound
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream, is_url
-from composer.store.folders import size_of
+from composer.store.folders import check_utf8, size_of
 
 # Signatures and deltas may be missing; objects may not.
 _NEEDED = re.compile(r"objects/.*\.(filez|dirtree|dirmeta|commit)$")
@@ -144,6 +144,7 @@ def opened_source(
 
     Raises BadInput where there is none.
     """
+    check_utf8(Path(named))
     checked = CheckedRepo(cache / "repo")
     if not is_url(named):
         repo = open_repo(named, folder)

@@ -38,7 +38,7 @@ from composer.recipe.values import show_size
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
-from composer.store.folders import Folders
+from composer.store.folders import Folders, check_utf8
 from composer.store.runs import Run, Runs
 from composer.store.work import Work, working_on
 
@@ -114,6 +114,7 @@ class Workshop:
     @contextmanager
     def work(self, disk: Path, verb: str) -> Iterator[Work]:
         """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
+        check_utf8(disk)
         wait = self.deadline if self.options.wait else None
         # Once for the lock itself, and once for what holds of the disk when we have it.
         with told_of(disk), working_on(disk, self.folders, verb, wait) as work, told_of(disk):
@@ -324,10 +325,10 @@ def _is_full(folder: Path) -> bool:
 @contextmanager
 def told_of(disk: Path) -> Iterator[None]:
     """Have errors say what state the disk is in."""
-    before = _identity(disk)
+    before = Identity.found(disk)
 
     def state() -> str:
-        if before != _identity(disk):
+        if before != Identity.found(disk):
             return f"{disk} is the new one"
         return f"{disk} is as it was before" if before else f"there is no {disk}, as before"
 
@@ -342,13 +343,6 @@ def told_of(disk: Path) -> Iterator[None]:
         told = told_by_system(error)
         told.disk = state()
         raise told from error
-
-
-def _identity(disk: Path) -> Identity | None:
-    try:
-        return Identity.of(disk)
-    except FileNotFoundError:
-        return None
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import re
+import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composer.errors import BadInput, ComposerError
-from composer.store.folders import publish, written_beside
+from composer.store.folders import fsync_path, publish, written_beside
 
 _FORMAT = 1
 _HISTORY = 100
 _LARGEST = 2**22
+# The longest beside a disk is that of a manifest in the making.
+_LONGEST_NAME = 255 - len("..manifest.json.next.12345678.new")
 
 
 # What becomes of an overlay that is to be the disk (compose/edit.py).
@@ -43,6 +49,14 @@ class Identity(_Data):
         """Read it off a file."""
         status = path.stat()
         return cls(size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+    @classmethod
+    def found(cls, path: Path) -> Self | None:
+        """Read it off a file; None where there is none."""
+        try:
+            return cls.of(path)
+        except FileNotFoundError:
+            return None
 
 
 class Deployment(_Data):
@@ -221,15 +235,41 @@ def _waiting(disk: Path) -> Manifest | None:
     return manifest if written else None
 
 
-def publish_disk(new: Path, disk: Path, manifest: Manifest) -> Manifest:
+def check_place(disk: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Raise BadInput where no other file can take the place of a disk, however good it is.
+
+    ``mounts`` is a table as proc(5) has it.
+    """
+    if len(os.fsencode(disk.name)) > _LONGEST_NAME:
+        raise BadInput(f"the name of {disk} is too long: files beside it would have names above 255 bytes")
+    if not disk.exists():
+        return
+    if not disk.is_file():
+        raise BadInput(f"{disk} is no file")
+    folder, owner = disk.parent.stat(), disk.stat().st_uid
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, owner, folder.st_uid):
+        raise BadInput(f"{disk} is another user's, and {disk.parent} lets only him replace it")
+    # Space, tab, line end and backslash are in octal there.
+    name = re.sub(rb"[ \t\n\\]", lambda odd: b"\\%03o" % odd[0][0], os.fsencode(disk))
+    if any(mount.split(b" ")[4] == name for mount in mounts.read_bytes().splitlines()):
+        raise BadInput(f"{disk} is a mount of its own, which no other file can take the place of")
+
+
+def publish_disk(
+    new: Path, disk: Path, manifest: Manifest, check: Callable[[], None] = lambda: None
+) -> Manifest:
     """Put a finished disk and its manifest in place, and return that; a crash leaves the old pair or the new.
 
-    ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.
+    ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.  ``check`` may
+    raise at the last moment, when only the rename is left; nothing has changed then.
     """
     manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
+    fsync_path(new)  # it may take long, so before the check
     with written_beside(_next_path(disk)) as beside:
         beside.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
+        _parse(beside)  # what cannot be read back would be dropped, and the new disk have none
     try:
+        check()
         publish(new, disk)
     finally:
         # Whatever came in between, an interrupt also: it counts if the rename happened, and goes if not.

@@ -17,10 +17,13 @@ from composer.recipe.model import File, Recipe, Tls, User, Verify
 from composer.recipe.values import SshKey
 from composer.recipe.variables import Variables
 from composer.resources import recipes_folder
+from composer.store.folders import check_utf8
 
 _LARGEST = 2**22
 _DEEPEST = 32
 _LARGEST_SOURCE = 2**26
+# They go into each disk's manifest.
+_LARGEST_KEYRING = 2**20
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
 
     Raises RecipeErrors with every fault found; BadInput when there is nothing to read.
     """
+    check_utf8(path)
     data = _read_toml(path)
     rendered = _render(path, data, defines)
     recipe, faults = _validate(rendered)
@@ -159,14 +163,14 @@ class _HostFiles:
         self._folder = folder
         self.faults: list[Fault] = []
 
-    def _read(self, name: str, key: str) -> bytes | None:
+    def _read(self, name: str, key: str, largest: int = _LARGEST_SOURCE) -> bytes | None:
         try:
             path = host_path(name, self._folder)
             if not path.is_file():
                 self.faults.append(Fault(key, f"no such file: {path}"))
                 return None
-            if path.stat().st_size > _LARGEST_SOURCE:
-                self.faults.append(Fault(key, f"larger than 64 MiB: {path}"))
+            if path.stat().st_size > largest:
+                self.faults.append(Fault(key, f"larger than {largest // 2**20} MiB: {path}"))
                 return None
             return path.read_bytes()
         except BadInput as error:
@@ -186,7 +190,7 @@ class _HostFiles:
         keys = []
         for number, name in enumerate(verify.gpg_keys if verify else ()):
             key = f"ostree.verify.gpg_keys[{number}]"
-            raw = self._read(name, key)
+            raw = self._read(name, key, _LARGEST_KEYRING)
             # An OpenPGP packet has its highest bit set (RFC 4880, 4.2); otherwise it is ASCII armour.
             if raw is not None and not (raw[:1] >= b"\x80" or b"BEGIN PGP PUBLIC KEY BLOCK" in raw[:4096]):
                 self.faults.append(Fault(key, f"no OpenPGP public key: {name}; gpg --export NAME makes one"))

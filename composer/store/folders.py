@@ -60,6 +60,7 @@ class Folders:
                 hint="export COMPOSER_RUNS=/tmp/composer",
             )
         for folder in (self.cache, self.runs):
+            check_utf8(folder)
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -72,6 +73,28 @@ class Folders:
                 hint="export COMPOSER_RUNS=$HOME/.composer-runs",
             )
         self.runs.chmod(0o700)
+
+
+def check_utf8(path: Path) -> None:
+    """Raise BadInput for a path that is no UTF-8: neither manifests nor libvirt's XML can hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"the path {os.fsencode(path)!r} is no UTF-8") from None
+
+
+def give_like(new: Path, like: Path) -> None:
+    """Give a file the owner, mode, access list and label of the one whose place it is to take.
+
+    Who is not root gives what he may: a group that he is in, and the rest.
+    """
+    status = like.stat()
+    with suppress(PermissionError):
+        os.chown(new, status.st_uid if os.geteuid() == 0 else -1, status.st_gid)
+    new.chmod(status.st_mode & 0o777)
+    for name in ("system.posix_acl_access", "security.selinux"):
+        with suppress(OSError):  # it has none, or the file system knows none
+            os.setxattr(new, name, os.getxattr(like, name))
 
 
 def fsync_path(path: Path) -> None:

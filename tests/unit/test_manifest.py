@@ -12,14 +12,17 @@ from composer.disk.manifest import (
     Deed,
     Deployment,
     Identity,
+    Keys,
     Manifest,
     Room,
+    check_place,
     load_manifest,
     manifest_path,
     publish_disk,
     settle,
 )
 from composer.errors import BadInput, ComposerError
+from composer.store.folders import written_beside
 
 ROOM = Room(size=2**30, free=2**20)
 Make = Callable[..., Manifest]
@@ -134,6 +137,52 @@ def test_failed_publish_leaves_the_old_pair(disk: Path, new: Path, manifest_of: 
         publish_disk(new, disk, manifest)
     settle(disk)
     assert commit_of(disk) == OLD
+
+
+@pytest.mark.parametrize("change", [{"recipe": "/caf\udce9.toml"}, {"keys": Keys(gpg=("A" * 2**22,))}])
+def test_a_manifest_that_could_not_be_read_again_is_not_published(
+    disk: Path, new: Path, manifest_of: Make, change: dict[str, object]
+) -> None:
+    """It would be dropped by whoever comes next, and the new disk have none."""
+    with pytest.raises(BadInput):
+        publish_disk(new, disk, manifest_of(new, NEW).model_copy(update=change))
+    assert commit_of(disk) == OLD
+    assert new.exists()
+    assert not waiting(disk).exists()
+
+
+def test_the_last_check_comes_when_all_is_written(disk: Path, new: Path, manifest_of: Make) -> None:
+    def check() -> None:
+        assert waiting(disk).exists()
+        raise ComposerError("changed")
+
+    with pytest.raises(ComposerError, match="changed"):
+        publish_disk(new, disk, manifest_of(new, NEW), check)
+    assert commit_of(disk) == OLD
+    assert new.exists()
+    assert not waiting(disk).exists()
+
+
+def test_places_that_nothing_can_be_put_in(tmp_path: Path) -> None:
+    longest = tmp_path / ("x" * 222)
+    check_place(longest)
+    with written_beside(waiting(longest)):
+        pass
+    with pytest.raises(BadInput, match="too long"):
+        check_place(tmp_path / ("é" * 111 + "x"))
+    with pytest.raises(BadInput, match="is no file"):
+        check_place(tmp_path)
+
+
+def test_a_disk_that_is_a_mount(tmp_path: Path) -> None:
+    disk, mounts = tmp_path / "odd \\name", tmp_path / "mounts"
+    disk.touch()
+    rest = "rw - ext4 /dev/vda1 rw\n"
+    mounts.write_text(f"1 2 3:4 / {tmp_path} {rest}")
+    check_place(disk, mounts)
+    mounts.write_text(f"1 2 3:4 / {tmp_path} {rest}1 2 3:4 /x {tmp_path}/odd\\040\\134name {rest}")
+    with pytest.raises(BadInput, match="mount of its own"):
+        check_place(disk, mounts)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,15 @@ import pytest
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, Busy
-from composer.store.folders import Folders, copied, has_reflinks, publish, written_beside
+from composer.store.folders import (
+    Folders,
+    check_utf8,
+    copied,
+    give_like,
+    has_reflinks,
+    publish,
+    written_beside,
+)
 from composer.store.locks import is_locked, locked
 
 HOLD = """
@@ -245,3 +254,27 @@ def test_copies_have_the_bytes_and_not_the_holes_filled(holes: str, tmp_path: Pa
 def test_reflinks_are_tried_for_real(tmp_path: Path) -> None:
     assert has_reflinks(tmp_path) in (True, False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_given_what_the_one_before_had(tmp_path: Path) -> None:
+    like, new = tmp_path / "like", tmp_path / "new"
+    like.touch()
+    new.touch()
+    like.chmod(0o640)
+    groups = [4711] if os.geteuid() == 0 else [group for group in os.getgroups() if group != os.getegid()]
+    if groups:
+        os.chown(like, -1, groups[0])
+    # acl(5) as Linux keeps it: user::rw-, user:4711:r--, group::r--, mask::r--, other::---
+    entries = [(1, 6, 2**32 - 1), (2, 4, 4711), (4, 4, 2**32 - 1), (16, 4, 2**32 - 1), (32, 0, 2**32 - 1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(like, "system.posix_acl_access", acl)
+    give_like(new, like)
+    assert os.getxattr(new, "system.posix_acl_access") == acl
+    for name in ("st_uid", "st_gid", "st_mode"):
+        assert getattr(new.stat(), name) == getattr(like.stat(), name)
+
+
+def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+    check_utf8(tmp_path / "ü\n")
+    with pytest.raises(BadInput, match="is no UTF-8"):
+        check_utf8(tmp_path / os.fsdecode(b"caf\xe9"))
