@@ -24,6 +24,7 @@ _POLL_SECONDS = 0.1
 _INTRODUCTION_SECONDS = 0.5
 # Where a composer was killed, its companions have the lock until its VMs have ended (reaper.py).
 _LAST_RITES_SECONDS = 20.0
+_LEFT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def locked(path: Path, *, purpose: str, what: str, wait: Deadline | None = None)
     descriptor = _acquire(path, what, wait)
     try:
         said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "purpose": purpose}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(said).encode(), 0)
+        # On a full file system nobody learns who it is, but the lock holds: what frees it wants that too.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(said).encode(), 0)
         yield descriptor
     finally:
         path.unlink(missing_ok=True)
@@ -90,6 +93,9 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except PermissionError:
             _refuse_where_held(path, what)
+            # A crash of the host left it there, and it is another user's, in a folder that is ours too.
+            if path.exists() and remove_when_free(path, Deadline.after(_LEFT_SECONDS)):
+                continue
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,20 +140,37 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def remove_when_free(path: Path, deadline: Deadline) -> None:
-    """Remove the lock file of a holder that died, once nobody holds it; by the deadline, or not at all."""
+def remove_when_free(path: Path, deadline: Deadline) -> bool:
+    """Remove the lock file of a holder that died, once nobody holds it; by the deadline, or not at all.
+
+    Returns whether it is gone.
+    """
     while not deadline.expired:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = _opened(path)
         except FileNotFoundError:
-            return
+            return True
+        except PermissionError:
+            return False
         try:
             # What it says stays as it is: whoever looks meanwhile waits for the dead holder's end.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_there(descriptor, path):
                 path.unlink()
-            return
+            return True
         except BlockingIOError:
             time.sleep(_POLL_SECONDS)
+        except PermissionError:  # it lies in a folder where it is not ours to remove
+            return False
         finally:
             os.close(descriptor)
+    return False
+
+
+def _opened(path: Path) -> int:
+    """Open a lock file to lock it; for writing where that is allowed, as NFS wants it (flock(2))."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags)

@@ -53,14 +53,18 @@ def opened_driver(folder: Path) -> Path:
 def end_driver(root: Path) -> bool:
     """End what libvirt's driver of a dead process left, and remove its state; return whether anything ran.
 
-    Its VMs are those of a run.  What it asks QEMU's abilities with has no guest, and is a daemon.
+    That is what it asked QEMU's abilities with, a daemon, and a VM that was only about to run when its run
+    was cleared.  VMs of kept runs stay.
     """
     folder = os.fsencode(root) + b"/"
 
-    def asks(argv: Sequence[bytes]) -> bool:
-        return any(folder in word for word in argv) and not any(word.startswith(b"guest=") for word in argv)
+    def left(argv: Sequence[bytes]) -> bool:
+        if not any(folder in word for word in argv):
+            return False
+        guests = [os.fsdecode(word[6:]) for word in argv if word.startswith(b"guest=")]
+        return not any(Run(root.parent / re.split("[-,]", guest)[0]).kept for guest in guests)
 
-    ended = _killed(_qemus(asks))
+    ended = _killed(_qemus(left))
     shutil.rmtree(root, ignore_errors=True)
     return ended
 
@@ -184,9 +188,11 @@ class Runs:
     def leftovers(self) -> Iterator[Run]:
         """Yield the runs whose composer is gone, but those that the user kept."""
         for run in self.all():
-            # A folder without a lock file yet is being made this moment; give its maker a minute.
+            # Without a lock file, or one that says whose it is, it is being made this moment; give its
+            # maker a minute.
             try:
-                young = not (run.path / _OWNER_LOCK).exists() and time.time() - run.path.stat().st_mtime < 60
+                made = (run.path / _OWNER_LOCK).exists() and (run.path / _OWNER_LOCK).stat().st_size > 0
+                young = not made and time.time() - run.path.stat().st_mtime < 60
             except FileNotFoundError:  # it ended in order as we looked
                 continue
             wanted = run.kept and bool(run.qemu_pids())

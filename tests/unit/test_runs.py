@@ -103,12 +103,18 @@ def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: P
     with owned_elsewhere(runs) as (owner, _):
         root = runs.folder / f"p{owner.pid}"
         assert root.is_dir()
+        wanted = Run(runs.folder / "ckept")
+        wanted.path.mkdir()
+        wanted.keep()
         with (
             fake_qemu(tmp_path, "-qmp", f"unix:{root}/lib/qemu/qmp-1/qmp.monitor") as asking,
-            fake_qemu(tmp_path, "-name", "guest=kept", f"{root}/lib/key", name="qemu-kept") as kept,
+            # libvirt started it as its run was being cleared.
+            fake_qemu(tmp_path, "-name", "guest=cgone,x=y", f"{root}/lib/key", name="qemu-late") as late,
+            fake_qemu(tmp_path, "-name", "guest=ckept-1,x=y", f"{root}/lib/key", name="qemu-kept") as kept,
         ):
             owner.kill()
             assert asking.wait(10) == -9
+            assert late.wait(10) == -9
             deadline = Deadline.after(10)
             while root.exists():
                 deadline.check("libvirt's state to go")
@@ -177,6 +183,8 @@ def test_a_kept_run_stays_while_its_vm_runs(runs: Runs, tmp_path: Path) -> None:
 def test_a_folder_that_is_being_made_is_left_alone(runs: Runs) -> None:
     young = runs.folder / "c00000000"
     young.mkdir()
+    assert runs.clear_leftovers() == []
+    (young / "owner.lock").touch()  # and not locked yet
     assert runs.clear_leftovers() == []
     os.utime(young, (time.time() - 120,) * 2)
     assert runs.clear_leftovers() == [young.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -113,6 +114,64 @@ def test_a_holder_that_says_nonsense(tmp_path: Path, said: bytes) -> None:
         lock.write_bytes(said)
         with pytest.raises(Busy, match="did not say"), locked(lock, purpose="second", what="it"):
             pass
+
+
+# On a file system that takes not a byte more, as far as this process sees.
+FULL = """
+import resource, sys
+from pathlib import Path
+from composer.store.locks import is_locked, locked
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+with locked(Path(sys.argv[1]), purpose="x", what="it"):
+    assert is_locked(Path(sys.argv[1]))
+"""
+
+
+def test_what_frees_a_full_file_system_gets_its_lock(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FULL, tmp_path / "lock"], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# As an ordinary user, who may not write to the file.
+LEFT = """
+import os, sys
+from pathlib import Path
+from composer.store.locks import locked
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setuid(65534)
+with locked(Path(sys.argv[1]), purpose="x", what="it") as lock:
+    assert os.fstat(lock).st_uid == os.getuid()
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Make a folder that all may write to, below one that all may enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("in_the_way", ["nothing", "a sticky folder", "its holder"])
+def test_a_lock_that_another_users_composer_left(shared: Path, in_the_way: str) -> None:
+    lock = shared / "lock"
+    lock.touch()
+    lock.chmod(0o444)
+    if in_the_way == "a sticky folder" and os.geteuid() == 0:
+        shared.chmod(0o1777)
+    argv = [sys.executable, "-c", LEFT, str(lock)]
+    if in_the_way == "its holder":
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            done = subprocess.run(argv, capture_output=True, text=True)
+        assert "Busy" in done.stderr
+    else:
+        done = subprocess.run(argv, capture_output=True, text=True)
+        refused = "sticky" in in_the_way and os.geteuid() == 0
+        assert ("PermissionError" in done.stderr) == refused, done.stderr
+        assert (done.returncode == 0) != refused, done.stderr
+        assert lock.exists() == refused
 
 
 # Tries without a pause: who comes as the file goes away must not hold a lock that nobody else sees.
