@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.2
 
 
 def _runs() -> Runs:
-    return Runs(Folders.of(os.environ).runs)
+    return Runs.of(Folders.of(os.environ))
 
 
 @click.group()

@@ -63,7 +63,7 @@ def _tool(tool: str) -> Finding:
 
 
 def _virtualisation(folders: Folders, connect: str) -> Iterator[Finding]:
-    with Runs(folders.runs).open("doctor") as run:
+    with Runs.of(folders).open("doctor") as run:
         try:
             with hypervisor.connected(connect, folders.runs, folders.cache / "libvirt") as host:
                 yield Finding("libvirt", "good", f"answers at {host.uri.partition('?')[0]}")

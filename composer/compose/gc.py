@@ -24,9 +24,10 @@ from composer.helper.lease import HelperShape, helper_domain
 from composer.recipe.values import show_size
 from composer.repo.checked import CheckedRepo
 from composer.store.cache import Cache, Entry, key_of
+from composer.store.folders import Folders, half_made
 from composer.store.locks import is_locked, locked
 from composer.store.runs import Run, Runs
-from composer.store.work import clear_folders, half_notes, lock_path, noted_disks
+from composer.store.work import clear_folders, lock_path, noted_disks
 
 
 def collect(workshop: Workshop, days: float | None = None, *, dry: bool = False) -> int:
@@ -36,10 +37,12 @@ def collect(workshop: Workshop, days: float | None = None, *, dry: bool = False)
     removed.
     """
     folders, reporter = workshop.folders, workshop.reporter
-    runs = Runs(folders.runs)
+    runs = Runs.of(folders)
     for name in [run.name for run in runs.leftovers()] if dry else runs.clear_leftovers():
         reporter.note("gc", f"the helper {name}, whose composer is gone")
     freed = _collect_work(folders.work, reporter, dry=dry)
+    if not dry:
+        _collect_small(folders)
     if downloads := clear_remote(folders.cache / "remote", dry=dry):
         reporter.note("gc", f"downloads of composers that are gone, {show_size(downloads)}")
         freed += downloads
@@ -66,15 +69,19 @@ def collect(workshop: Workshop, days: float | None = None, *, dry: bool = False)
     return freed
 
 
+def _collect_small(folders: Folders) -> None:
+    """Remove files of a few bytes that killed composers were writing, and what one tried reflinks with."""
+    for half in (*half_made(folders.work), *half_made(folders.cache / "accelerator")):
+        half.unlink(missing_ok=True)
+    for tried in half_made(folders.cache, ".reflink.*"):
+        shutil.rmtree(tried, ignore_errors=True)
+
+
 def _collect_work(notes: Path, reporter: Reporter, *, dry: bool) -> int:
     """Remove what killed composers left beside disks; return its bytes."""
     freed = 0
-    for half in half_notes(notes) if not dry else ():
-        half.unlink(missing_ok=True)
     for note, disk in noted_disks(notes):
         try:
-            if not disk.parent.is_dir():  # it may be a file system that is not mounted now
-                continue
             if dry:
                 if is_locked(lock_path(disk)):
                     continue

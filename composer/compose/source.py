@@ -6,7 +6,6 @@ it is made from that.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -23,12 +22,14 @@ from composer.repo.local import Repo, open_repo, unsound
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream, is_url
 from composer.store.folders import check_utf8, size_of
+from composer.store.locks import is_abandoned, locked
 
 # Signatures and deltas may be missing; objects may not.
 _NEEDED = re.compile(r"objects/.*\.(filez|dirtree|dirmeta|commit)$")
 
 
 _TOLD = 10
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -163,18 +164,20 @@ def opened_source(
 
 @contextmanager
 def _place_in(folder: Path) -> Iterator[Path]:
-    """Yield a folder of this process; what dead ones left there is removed."""
+    """Yield a folder for downloads; what composers that are gone left beside it is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     clear_remote(folder)
-    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}.", dir=folder) as place:
-        yield Path(place)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        place = Path(name)
+        with locked(place / _LOCK, purpose="downloads", what=name):
+            yield place
 
 
 def clear_remote(folder: Path, *, dry: bool = False) -> int:
-    """Remove what was downloaded for processes that are dead; return its bytes.  With ``dry`` it stays."""
+    """Remove what was downloaded for composers that are gone; return its bytes.  With ``dry`` it stays."""
     freed = 0
-    for left in folder.glob("*.*"):
-        if not Path(f"/proc/{left.name.partition('.')[0]}").exists():
+    for left in folder.glob("*/"):
+        if is_abandoned(left / _LOCK):
             freed += size_of(left)
             if not dry:
                 shutil.rmtree(left, ignore_errors=True)

@@ -133,7 +133,7 @@ class Workshop:
 
         The lock of ``work`` is held as long as anything runs there.
         """
-        runs = Runs(self.folders.runs)
+        runs = Runs.of(self.folders)
         for name in runs.clear_leftovers():
             self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
         with ExitStack() as stack:

@@ -21,7 +21,7 @@ from typing import Any
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.store.folders import fsync_path, size_of
-from composer.store.locks import is_locked, locked
+from composer.store.locks import is_locked, locked, remove_when_free
 
 _INFO = "info.json"
 _KEY_LENGTH = 32
@@ -134,6 +134,8 @@ class Cache:
                 yield left, size_of(left)
                 if remove:
                     shutil.rmtree(left, ignore_errors=True)
+        for lock in self._home.glob(".*.lock") if remove else ():
+            remove_when_free(lock, Deadline.after(0.1))
 
     def remove(self, prefix: str) -> Entry:
         """Remove the one entry whose key begins with ``prefix``; BadInput when none or many do."""

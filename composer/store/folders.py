@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,15 +18,21 @@ from composer.errors import BadInput
 _RUN_PATH_LIMIT = 108 - 64
 # linux/fs.h: share the blocks of another file; ioctl_ficlone(2) for what it says where it cannot.
 _FICLONE = 0x40049409
+# Nobody takes longer over a small file.
+_MAKING_SECONDS = 60.0
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The two folders of one user: ``cache`` survives a reboot, ``runs`` need not."""
+    """The two folders of one user: ``cache`` survives a reboot, ``runs`` need not.
+
+    ``elsewhere`` is where composers of his have their runs that see another environment, as cron's do.
+    """
 
     cache: Path
     runs: Path
+    elsewhere: tuple[Path, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -42,14 +49,16 @@ class Folders:
         home = Path(environ.get("HOME") or Path.home())
         cache_home = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
         cache = Path(environ.get("COMPOSER_CACHE") or cache_home / "ostree-composer")
-        runtime = environ.get("XDG_RUNTIME_DIR")
         if named := environ.get("COMPOSER_RUNS"):
-            runs = Path(named)
-        elif runtime and Path(runtime).is_dir() and Path(runtime).stat().st_uid == os.getuid():
-            runs = Path(runtime) / "ostree-composer"
+            runs, *elsewhere = [Path(named)]
         else:
-            runs = Path(tempfile.gettempdir()) / f"ostree-composer-{os.getuid()}"
-        folders = cls(cache.absolute(), runs.absolute())
+            runtimes = [Path(environ.get("XDG_RUNTIME_DIR") or "/none"), Path(f"/run/user/{os.getuid()}")]
+            own = [runtime / "ostree-composer" for runtime in runtimes if _is_ours(runtime)]
+            last = Path(tempfile.gettempdir()) / f"ostree-composer-{os.getuid()}"
+            # Not /run/user of itself: who has no session may lose it at any time (pam_systemd(8)).
+            runs = own[0] if own and _is_ours(runtimes[0]) else last
+            elsewhere = [place for place in {*own, last} - {runs} if _is_ours(place)]
+        folders = cls(cache.absolute(), runs.absolute(), tuple(sorted(elsewhere)))
         folders._prepare()
         return folders
 
@@ -66,13 +75,16 @@ class Folders:
             except OSError as error:
                 raise BadInput(f"cannot make the folder {folder}: {error.strerror}") from error
         # A folder under /tmp may have been made by somebody else, before us, on purpose.
-        status = self.runs.lstat()
-        if status.st_uid != os.getuid() or not self.runs.is_dir() or self.runs.is_symlink():
+        if not _is_ours(self.runs):
             raise BadInput(
                 f"{self.runs} belongs to another user",
                 hint="export COMPOSER_RUNS=$HOME/.composer-runs",
             )
         self.runs.chmod(0o700)
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and folder.lstat().st_uid == os.getuid()
 
 
 def check_utf8(path: Path) -> None:
@@ -168,6 +180,14 @@ def written_beside(target: Path, mode: int = 0o644) -> Iterator[Path]:
         publish(new, target)
     finally:
         new.unlink(missing_ok=True)
+
+
+def half_made(folder: Path, pattern: str = ".*.new") -> Iterator[Path]:
+    """Yield what was being written, or tried out, in a folder when its maker was killed."""
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _MAKING_SECONDS:
+                yield path
 
 
 def size_of(folder: Path) -> int:

@@ -25,6 +25,7 @@ _INTRODUCTION_SECONDS = 0.5
 # Where a composer was killed, its companions have the lock until its VMs have ended (reaper.py).
 _LAST_RITES_SECONDS = 20.0
 _LEFT_SECONDS = 1.0
+_MAKING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,21 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_abandoned(lock: Path) -> bool:
+    """Whether whoever held the lock file in a folder, for as long as he used the folder, is gone.
+
+    Where there is no lock file yet, or one that nobody has written into, the folder is being made this
+    moment; its maker has a minute.
+    """
+    try:
+        if is_locked(lock):
+            return False
+        begun = lock.exists() and lock.stat().st_size > 0
+        return begun or time.time() - lock.parent.stat().st_mtime > _MAKING_SECONDS
+    except FileNotFoundError:  # it ended in order as we looked
+        return False
 
 
 def remove_when_free(path: Path, deadline: Deadline) -> bool:

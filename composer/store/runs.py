@@ -17,23 +17,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from composer.deadline import Deadline
 from composer.errors import BadInput
 from composer.process import companion, follower
-from composer.store.locks import is_locked, locked
+from composer.store.folders import Folders
+from composer.store.locks import is_abandoned, is_locked, locked
 
 _OWNER_LOCK = "owner.lock"
 _VM = "vm.json"
 _KEPT = "kept"
-
-
-def driver_root(folder: Path, pid: int) -> Path:
-    """Return where libvirt's embedded driver of a process keeps its state, below the folder of runs."""
-    return folder / f"p{pid}"
 
 
 def opened_driver(folder: Path) -> Path:
@@ -42,9 +39,11 @@ def opened_driver(folder: Path) -> Path:
     libvirt's threads write into it to the very end, and make it anew for that, so a program removes it that
     outlives us.
     """
-    root = driver_root(folder, os.getpid())
-    shutil.rmtree(root, ignore_errors=True)
+    root = folder / f"p{os.getpid()}-{secrets.token_hex(3)}"
     root.mkdir(mode=0o700, parents=True)
+    held = ExitStack()
+    held.enter_context(locked(root / _OWNER_LOCK, purpose="libvirt's driver", what=str(root)))
+    atexit.register(held.close)  # so it is held until then
     follower([sys.executable, "-P", "-m", "composer.store.reaper", "driver", str(root)])
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return root
@@ -167,13 +166,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """The folders of all running jobs of one user."""
+    """The folders of all running jobs of one user; new ones are made in ``folder``."""
 
     folder: Path
+    elsewhere: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, folders: Folders) -> Self:
+        """Return those of a user."""
+        return cls(folders.runs, folders.elsewhere)
+
+    def _named(self, pattern: str) -> list[Path]:
+        places = (self.folder, *self.elsewhere)
+        return [path for place in places for path in sorted(place.glob(pattern)) if path.is_dir()]
 
     def all(self) -> list[Run]:
         """Return every run, its owner alive or not."""
-        return [Run(path) for path in sorted(self.folder.glob("c*")) if path.is_dir()]
+        return [Run(path) for path in self._named("c*")]
 
     def find(self, prefix: str) -> Run:
         """Return the one run whose name begins with ``prefix``; BadInput when none or many do."""
@@ -188,21 +197,14 @@ class Runs:
     def leftovers(self) -> Iterator[Run]:
         """Yield the runs whose composer is gone, but those that the user kept."""
         for run in self.all():
-            # Without a lock file, or one that says whose it is, it is being made this moment; give its
-            # maker a minute.
-            try:
-                made = (run.path / _OWNER_LOCK).exists() and (run.path / _OWNER_LOCK).stat().st_size > 0
-                young = not made and time.time() - run.path.stat().st_mtime < 60
-            except FileNotFoundError:  # it ended in order as we looked
-                continue
             wanted = run.kept and bool(run.qemu_pids())
-            if not (run.alive or young or wanted):
+            if is_abandoned(run.path / _OWNER_LOCK) and not wanted:
                 yield run
 
     def clear_leftovers(self) -> list[str]:
         """Clear the runs whose composer is gone, unless the user kept them; return their names."""
-        for root in self.folder.glob("p*"):  # of libvirt's embedded driver, by the pid of its process
-            if root.name[1:].isdigit() and not Path(f"/proc/{root.name[1:]}").exists():
+        for root in self._named("p*"):  # of libvirt's embedded drivers
+            if is_abandoned(root / _OWNER_LOCK):
                 end_driver(root)
         return [run.name for run in self.leftovers() if run.clear()]
 

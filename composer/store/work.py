@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from composer.store.locks import locked
 
 # What mkdtemp puts behind a prefix.
 _RANDOM = "?" * 8
-# A note is written within milliseconds.
-_NOTED_SECONDS = 60.0
 
 
 def end_users(disk: Path) -> None:
@@ -111,20 +108,16 @@ def _noted(disk: Path, notes: Path) -> Path:
     notes.mkdir(mode=0o700, parents=True, exist_ok=True)
     note = notes / f"{hashlib.sha256(os.fsencode(disk)).hexdigest()[:32]}.json"
     with written_beside(note, 0o600) as new:
-        new.write_text(json.dumps({"disk": os.fsencode(disk).hex()}))
+        said = {"disk": os.fsencode(disk).hex(), "folder": disk.parent.stat().st_ino}
+        new.write_text(json.dumps(said))
     return note
 
 
-def half_notes(notes: Path) -> Iterator[Path]:
-    """Yield what was to become a note when its writer was killed."""
-    for path in notes.glob(".*.new"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _NOTED_SECONDS:
-                yield path
-
-
 def noted_disks(notes: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each note, and the disk that it names."""
+    """Yield each note, and the disk that it names; but those in a file system that is not mounted now."""
     for note in sorted(notes.glob("*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            yield note, Path(os.fsdecode(bytes.fromhex(json.loads(note.read_text())["disk"])))
+            said = json.loads(note.read_text())
+            disk = Path(os.fsdecode(bytes.fromhex(said["disk"])))
+            if disk.parent.stat().st_ino == said["folder"]:
+                yield note, disk

@@ -45,6 +45,12 @@ def owned_elsewhere(runs: Runs) -> Iterator[tuple[subprocess.Popen[str], Run]]:
             yield owner, Run(runs.folder / owner.stdout.readline().strip())
         finally:
             owner.kill()
+            owner.wait()
+            # Its companions clear up now; the folder must not be removed under them.
+            deadline = Deadline.after(10)
+            while list(runs.folder.glob(f"p{owner.pid}-*")):
+                deadline.check("libvirt's state to go")
+                time.sleep(0.02)
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def test_a_killed_composers_vm_is_ended_by_its_companion(runs: Runs, tmp_path: P
 
 def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: Path) -> None:
     with owned_elsewhere(runs) as (owner, _):
-        root = runs.folder / f"p{owner.pid}"
+        (root,) = runs.folder.glob(f"p{owner.pid}-*")
         assert root.is_dir()
         wanted = Run(runs.folder / "ckept")
         wanted.path.mkdir()
@@ -126,10 +132,10 @@ def test_what_a_killed_composer_asked_qemu_with_is_ended(runs: Runs, tmp_path: P
 TO_THE_END = """
 import atexit, os, sys
 from pathlib import Path
-from composer.store.runs import driver_root, opened_driver
-folder = Path(sys.argv[1])
-atexit.register((driver_root(folder, os.getpid()) / "run").mkdir, parents=True, exist_ok=True)
-opened_driver(folder)
+from composer.store.runs import opened_driver
+written = []
+atexit.register(lambda: (written[0] / "run").mkdir(parents=True, exist_ok=True))
+written.append(opened_driver(Path(sys.argv[1])))
 """
 
 
@@ -142,9 +148,9 @@ def test_libvirts_state_goes_though_its_threads_write_to_the_end(runs: Runs) -> 
 
 
 def test_what_was_asked_with_is_ended_by_whoever_comes_next(runs: Runs, tmp_path: Path) -> None:
-    with subprocess.Popen(["true"]) as gone:
-        root = runs.folder / f"p{gone.pid}"
+    root = runs.folder / f"p{os.getpid()}-012345"
     root.mkdir()
+    os.utime(root, (0, 0))
     with fake_qemu(tmp_path, f"unix:{root}/qmp.monitor") as asking:
         runs.clear_leftovers()
         assert asking.wait(5) == -9

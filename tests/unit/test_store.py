@@ -28,7 +28,8 @@ from composer.store.folders import (
     publish,
     written_beside,
 )
-from composer.store.locks import is_locked, locked
+from composer.store.locks import is_abandoned, is_locked, locked
+from composer.store.runs import Runs
 
 HOLD = """
 import sys, time
@@ -72,6 +73,23 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
         with locked(lock, purpose="mine", what="it"):
             assert is_locked(lock)
     assert not lock.exists()
+
+
+def test_a_folder_is_abandoned_when_its_holder_is_gone(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    assert not is_abandoned(lock), "it is being made"
+    lock.touch()
+    assert not is_abandoned(lock), "and not locked yet"
+    os.utime(tmp_path, (0, 0))
+    assert is_abandoned(lock)
+    lock.unlink()
+    with held_elsewhere(lock) as holder:
+        os.utime(tmp_path, (0, 0))
+        assert not is_abandoned(lock)
+        holder.kill()
+        holder.wait(5)
+    assert is_abandoned(lock)
+    assert not is_abandoned(tmp_path / "none" / "lock")
 
 
 def test_waits_for_the_deadline(tmp_path: Path) -> None:
@@ -247,7 +265,8 @@ def test_places_by_variables(short: Path) -> None:
     own = {"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(short / "r")}
     runtime = {"XDG_RUNTIME_DIR": str(short)}
     assert Folders.of({**home, **runtime}).cache == short / "home/.cache/ostree-composer"
-    assert Folders.of({**home, **xdg}) == Folders(short / "xc/ostree-composer", short / "ostree-composer")
+    found = Folders.of({**home, **xdg})
+    assert (found.cache, found.runs) == (short / "xc/ostree-composer", short / "ostree-composer")
     assert Folders.of({**home, **xdg, **own}) == Folders(short / "c", short / "r")
 
 
@@ -255,6 +274,24 @@ def test_a_runtime_folder_that_is_not_there(short: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "tempdir", str(short))
     folders = Folders.of({"HOME": str(short), "XDG_RUNTIME_DIR": "/run/user/none"})
     assert folders.runs == short / f"ostree-composer-{os.getuid()}"
+
+
+def test_runs_of_composers_with_another_environment(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cron started has no XDG_RUNTIME_DIR."""
+    monkeypatch.setattr(tempfile, "tempdir", str(short / "tmp"))
+    (short / "tmp").mkdir()
+    environ = {"HOME": str(short), "XDG_RUNTIME_DIR": str(short)}
+    assert Folders.of(environ).elsewhere == ()
+    by_cron = short / "tmp" / f"ostree-composer-{os.getuid()}"
+    with Runs(Folders.of({"HOME": str(short)}).runs).open("nightly") as run:
+        assert run.path.parent == by_cron
+        folders = Folders.of(environ)
+        assert (folders.runs, folders.elsewhere) == (short / "ostree-composer", (by_cron,))
+        assert Runs.of(folders).find(run.name) == run
+        assert Folders.of({**environ, "COMPOSER_RUNS": str(short / "r")}).elsewhere == ()
+    by_cron.rename(short / "real")
+    by_cron.symlink_to(short / "real")
+    assert Folders.of(environ).elsewhere == ()
 
 
 def test_places_are_private(short: Path) -> None:

@@ -129,10 +129,10 @@ def test_gc_clears_what_a_crash_of_the_host_left(workshop: Workshop, tape: Tape,
     (folder / "unrelated").touch()
     (workshop.folders.runs / "c0123").mkdir()
     os.utime(workshop.folders.runs / "c0123", (0, 0))
-    with subprocess.Popen(["true"]) as gone:
-        downloads = folders.cache / "remote" / f"{gone.pid}.x"
+    downloads = folders.cache / "remote" / "tmp0123"
     downloads.mkdir(parents=True)
     (downloads / "object").write_bytes(bytes(8192))
+    os.utime(downloads, (0, 0))
     before = sorted(path for top in (folder, folders.cache, folders.runs) for path in top.rglob("*"))
     would_free = collect(workshop, dry=True)
     told = tape.texts("note")
@@ -169,12 +169,35 @@ def test_gc_knows_of_a_lock_from_the_moment_it_is_there(folder: Path, tmp_path: 
 def test_gc_removes_notes_that_were_never_finished(workshop: Workshop) -> None:
     folders = workshop.folders
     folders.work.mkdir(parents=True)
-    for name, age in (("old", 3600), ("young", 0)):
-        half = folders.work / f".{name}.json.abcdefgh.new"
-        half.touch()
-        os.utime(half, (time.time() - age,) * 2)
+    (folders.cache / "accelerator").mkdir()
+    (folders.cache / "template").mkdir()
+    for place, name in (("work", ".{}.json.1.new"), ("accelerator", ".{}.json.1.new"), ("", ".reflink.{}")):
+        for age, seconds in (("old", 3600), ("young", 0)):
+            half = folders.cache / place / name.format(age)
+            half.mkdir() if "reflink" in name else half.touch()
+            os.utime(half, (time.time() - seconds,) * 2)
+    (folders.cache / "template" / ".free.lock").touch()
+    with locked(folders.cache / "template" / ".held.lock", purpose="x", what="it"):
+        collect(workshop)
+        left = {path.name for path in folders.cache.rglob(".*")}
+    assert left == {".young.json.1.new", ".reflink.young", ".held.lock"}
+
+
+def test_gc_leaves_alone_what_is_not_mounted_now(workshop: Workshop, folder: Path) -> None:
+    """The folder that it would be mounted on is another one, and there."""
+    disk = folder / "x.qcow2"
+    with working_on(disk, workshop.folders, "update"):
+        (note,) = workshop.folders.work.iterdir()
+        crashed = note.read_bytes()
+    note.write_bytes(crashed)
+    mounted = folder.rename(folder.with_name("mounted"))
+    folder.mkdir()
     collect(workshop)
-    assert [path.name for path in folders.work.iterdir()] == [".young.json.abcdefgh.new"]
+    assert note.exists()
+    folder.rmdir()
+    mounted.rename(folder)
+    collect(workshop)
+    assert not note.exists()
 
 
 def test_gc_leaves_alone_what_is_being_worked_on(workshop: Workshop, folder: Path) -> None:

@@ -136,8 +136,8 @@ class Place:
 
     def runs_left(self) -> list[str]:
         """The folders of jobs, and of libvirt's drivers in other processes than this one."""
-        own = f"p{os.getpid()}"
-        return sorted(path.name for path in self.runs.iterdir() if path.name != own)
+        own = f"p{os.getpid()}-"
+        return sorted(path.name for path in self.runs.iterdir() if not path.name.startswith(own))
 
     def assert_cleared(self, beside: Path | None = None) -> None:
         """Assert that soon after a composer's end, however it came, nothing that it used is left.
