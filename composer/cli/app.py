@@ -42,7 +42,8 @@ def main() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     # SIGTERM and SIGHUP take the way of Ctrl-C, so that every block is left in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     sys.exit(_run(debug="--debug" in sys.argv))
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from composer.cli.show import plain
 from composer.events import Event
 
 _PROGRESS_EVERY_SECONDS = 10.0
@@ -50,20 +51,20 @@ class Terminal:
         """Show the event."""
         if event.kind == "phase-start":
             self._stop()
-            self._title = escape(event.text)
+            self._title = escape(plain(event.text))
             self._status = self._console.status(f"{self._title} ...")
             self._status.start()
         elif event.kind == "progress" and self._status is not None:
-            self._status.update(f"{self._title}: {escape(event.text)}")
+            self._status.update(f"{self._title}: {escape(plain(event.text))}")
         elif event.kind == "phase-end":
             self._stop()
             self._console.print(f"[green]✓[/] {self._title or event.name}  [dim]{_took(event)}[/]")
         elif event.kind == "warning":
-            self._console.print(f"[yellow]![/] {escape(event.text)}")
+            self._console.print(f"[yellow]![/] {escape(plain(event.text))}")
         elif event.kind == "note":
             if event.name == "debug":  # a person is about to use the terminal
                 self._stop()
-            self._console.print(f"  {escape(event.text)}")
+            self._console.print(f"  {escape(plain(event.text))}")
 
 
 class PlainLines:
@@ -78,16 +79,16 @@ class PlainLines:
         line = None
         if event.kind == "phase-start":
             self._told = time.monotonic()
-            line = f"{event.text} ..."
+            line = f"{plain(event.text)} ..."
         elif event.kind == "phase-end":
             line = f"  {event.name}: {_took(event)}"
         elif event.kind == "progress" and time.monotonic() - self._told > _PROGRESS_EVERY_SECONDS:
             self._told = time.monotonic()
-            line = f"  {event.name}: {event.text}"
+            line = f"  {event.name}: {plain(event.text)}"
         elif event.kind == "warning":
-            line = f"warning: {event.text}"
+            line = f"warning: {plain(event.text)}"
         elif event.kind == "note":
-            line = f"  {event.text}"
+            line = f"  {plain(event.text)}"
         if line is not None:
             self._out.write(line + "\n")
             self._out.flush()

@@ -19,11 +19,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(_plain(cell) for cell in row))
+        shown.add_row(*(plain(cell) for cell in row))
     Console(highlight=False, markup=False, soft_wrap=False).print(shown)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Drop control characters: what is shown may come from a disk or a guest."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
@@ -45,12 +45,12 @@ def error(failure: ComposerError) -> None:
     """Print a failure to stderr: what, evidence, the state of the disk, the way out, the log."""
 
     def say(label: str, text: str) -> None:
-        click.echo(f"{click.style(label, bold=True)} {_plain(text)}", err=True)
+        click.echo(f"{click.style(label, bold=True)} {plain(text)}", err=True)
 
-    click.echo(f"{click.style('composer: error:', fg='red', bold=True)} {_plain(failure.message)}", err=True)
+    click.echo(f"{click.style('composer: error:', fg='red', bold=True)} {plain(failure.message)}", err=True)
     if failure.detail:
         for line in failure.detail.splitlines():
-            click.echo(f"    | {_plain(line)}", err=True)
+            click.echo(f"    | {plain(line)}", err=True)
     if failure.step:
         say("  step:", failure.step)
     if failure.disk:

@@ -26,6 +26,7 @@ from composer.repo.local import Repo
 _SERIAL, _TAG = "composer-delta", "composer-repo"
 _DEVICE = "sdc"
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
+_STALL_SECONDS = b"600"
 _MOUNTED = "file:///run/composer/export"
 PULL_STEPS: dict[Transport, tuple[str, ...]] = {
     "delta": ("mount-delta", "pull"),
@@ -73,7 +74,10 @@ class Supply:
             pull_watched(export, workshop.reporter),
             _untold(export.token),
         ):
-            yield {"export-url": export.url_at(port).encode()}
+            # What comes from a URL is fetched before its first byte goes on, and meanwhile the guest has
+            # nothing to do.
+            slow = {"stall-limit": _STALL_SECONDS} if self.source.through else {}
+            yield {"export-url": export.url_at(port).encode(), **slow}
             self.moved.objects, self.moved.bytes = export.served.files, export.served.bytes
 
 

@@ -197,18 +197,24 @@ class LibvirtMachine:
             return False
 
     def check(self, doing: str) -> None:
-        """Raise HelperDied where it has ended, and what `check_room` raises."""
+        """Raise HelperDied where it has ended, and what `check_disks` raises."""
         if not self.running():
             raise self.death(doing)
-        self.check_room(doing)
+        self.check_disks(doing)
 
-    def check_room(self, doing: str) -> None:
-        """Raise NoSpace where QEMU stopped it for want of room on the host."""
+    def check_disks(self, doing: str) -> None:
+        """Raise NoSpace where a full host disk stopped it, ComposerError where another fault of it did."""
         with suppress(libvirt.libvirtError):
             state, reason = self._domain.state()
             # error_policy in disk.xml.j2.
-            if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            if (state, reason) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+                return
+            if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in self._domain.diskErrors().values():
                 raise NoSpace(f"no space left on the host for the disk while {doing}")
+            raise ComposerError(
+                f"the host could not write or read a disk of the VM while {doing}",
+                hint="quota -s   tells whether yours is used up; dmesg   what the host's own disk says",
+            )
 
     def attach(self, disk: Disk) -> None:
         """Give it a disk while it runs."""

@@ -38,7 +38,7 @@ class Machine(Protocol):
         """Take a disk away; on return no process has its file open."""
 
     def check(self, doing: str) -> None:
-        """Raise HelperDied where it has ended, NoSpace where it stopped for want of room on the host."""
+        """Raise HelperDied where it has ended; NoSpace, ComposerError where the host's disk stopped it."""
 
     def death(self, doing: str) -> HelperDied:
         """Return the error that tells of its end, with its console's last lines."""

@@ -23,10 +23,12 @@ from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrus
 from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust, check_ed25519
 from composer.repo.upstream import is_url
-from composer.store.folders import written_beside
+from composer.store.folders import publish, written_beside
 from composer.store.locks import locked
 
 _MODE = "bare-user"
+# Below a remote's refs: one for each commit that was fetched, for as long as it is used.
+_PINNED = "pinned"
 # A remote's address but while it is pulled from.
 _NOWHERE = "file:///"
 # What libostree 2022.7 says, by what is at fault (ostree-repo-pull.c, ostree-repo-pull-verify.c,
@@ -105,14 +107,20 @@ class CheckedRepo:
             wanted = commit if COMMIT.match(ref) else f"{ref}@{commit}"
             _pull(repo, remote, url, source, wanted, (), deadline)
             _prove(repo, commit, trust, deadline)
+            refs = self.path / "refs" / "remotes" / remote
             with suppress(FileNotFoundError):  # its time is that of its last use
-                os.utime(self.path / "refs" / "remotes" / remote / ref)
+                os.utime(refs / ref)
+            # Of itself a commit that a checksum named has no ref, and a ref that moved on has left one.
+            (refs / _PINNED).mkdir(parents=True, exist_ok=True)
+            pin = self.folder / ".pin"  # not below refs: half a ref there would break the repo
+            pin.write_text(f"{commit}\n")
+            publish(pin, refs / _PINNED / commit)
         return self.of(source)
 
     def prune(self, before: float, deadline: Deadline, *, dry: bool = False) -> list[str]:
         """Forget commits that no ref fetched since ``before`` names, in seconds since the epoch.
 
-        Returns the refs that were not; with ``dry`` nothing is forgotten.
+        Returns the refs and commits that were not; with ``dry`` nothing is forgotten.
         """
         if not (self.path / "config").exists():
             return []

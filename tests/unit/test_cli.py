@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -249,17 +250,50 @@ def test_output_that_nobody_reads(places: Path) -> None:
         assert "Traceback" not in done.stderr.read()
 
 
+def hang(fake_tool: Fake, folder: Path) -> None:
+    """Have ostree write its pid and do nothing more."""
+    fake_tool("ostree", f"echo $$ >{folder}/pid.new; mv {folder}/pid.new {folder}/pid; exec sleep 60")
+
+
+def wait_for_pid(process: subprocess.Popen[str], folder: Path) -> None:
+    while not (folder / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_under_nohup_the_end_of_the_terminal_is_nothing(
+    places: Path, tmp_path: Path, tiny_repo: Path, fake_tool: Fake
+) -> None:
+    hang(fake_tool, tmp_path)
+    with ignored(signal.SIGHUP), process("build", recipe(tmp_path, tiny_repo)) as build:
+        wait_for_pid(build, tmp_path)
+        build.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert build.poll() is None
+        build.terminate()
+        build.communicate(timeout=10)
+    assert build.returncode == 130
+
+
+@contextmanager
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """Have the programs that are started in the block ignore a signal."""
+    former = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_interrupted_build(
     places: Path, tmp_path: Path, tiny_repo: Path, fake_tool: Fake, number: signal.Signals
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    fake_tool("ostree", f"echo $$ >{tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 60")
+    hang(fake_tool, tmp_path)
     with process("build", recipe(tmp_path, tiny_repo), "-o", work / "disk.qcow2") as build:
-        while not (tmp_path / "pid").exists():
-            assert build.poll() is None
-            time.sleep(0.02)
+        wait_for_pid(build, tmp_path)
         build.send_signal(number)
         _, err = build.communicate(timeout=10)
     assert build.returncode == 130

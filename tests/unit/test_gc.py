@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from composer.compose.gc import collect
 from composer.compose.workshop import Workshop
 from composer.deadline import Deadline
@@ -35,8 +37,9 @@ def test_what_lay_unused_goes(
     checked = CheckedRepo(folders.cache / "repo")
     for ref in ("os/good", "os/no-kernel"):
         checked.fetch("x", f"file://{tiny_repo}", ref, source.resolve(ref, deadline), Trust(), deadline)
-    (old,) = checked.path.glob("refs/remotes/*/os/good")
-    os.utime(old, (0, 0))
+    for pattern in ("os/good", f"pinned/{source.resolve('os/good', deadline)}"):
+        (old,) = checked.path.glob(f"refs/remotes/*/{pattern}")
+        os.utime(old, (0, 0))
     log = folders.cache / "logs" / "old.log"
     log.parent.mkdir()
     log.touch()
@@ -47,7 +50,7 @@ def test_what_lay_unused_goes(
 
     run(dry=True)
     told = tape.texts("note")
-    assert len(told) == 4
+    assert len(told) == 5
     assert all(path.exists() for path in entries.values())
     assert log.exists()
     run(dry=False)
@@ -57,3 +60,18 @@ def test_what_lay_unused_goes(
     own = checked.of("x")
     assert not own.has_commit(source.resolve("os/good", deadline), deadline)
     assert own.has_commit(source.resolve("os/no-kernel", deadline), deadline)
+
+
+@pytest.mark.parametrize("way", ["by its checksum", "before its ref moved on"])
+def test_a_commit_that_was_just_fetched_stays(
+    tiny_repo: Path, workshop: Workshop, tmp_path: Path, deadline: Deadline, way: str
+) -> None:
+    """A job may be at work with it."""
+    source, checked = open_repo(str(tiny_repo), tmp_path), CheckedRepo(workshop.folders.cache / "repo")
+    commit = source.resolve("os/good", deadline)
+    ref = commit if way == "by its checksum" else "os/good"
+    checked.fetch("x", f"file://{tiny_repo}", ref, commit, Trust(), deadline)
+    for moved in checked.path.glob("refs/remotes/*/os/good"):
+        moved.unlink()
+    collect(workshop, 14)
+    assert checked.of("x").has_commit(commit, deadline)

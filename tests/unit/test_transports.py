@@ -335,6 +335,21 @@ def test_nor_is_what_a_guest_says_of_it(
     assert "While fetching http://127.0.0.1:4711/..." in str(caught.value)
 
 
+@pytest.mark.parametrize("way", ["folder", "url"])
+def test_a_guest_waits_for_what_a_slow_server_sends(
+    own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline, way: str
+) -> None:
+    """It does nothing meanwhile, which is no sign of a step that hangs."""
+    with ExitStack() as stack:
+        named = stack.enter_context(http_export(tmp_path / "r")).url if way == "url" else "r"
+        opened = opened_source(named, tmp_path, tmp_path / "c", Trust(), Tls(), deadline)
+        supply = Supply(Choice("http", ""), stack.enter_context(opened), None, None)
+        helper = SimpleNamespace(shell=Listening())
+        workshop = SimpleNamespace(deadline=deadline, reporter=Reporter(Tape()))
+        where = stack.enter_context(supply.reaching(helper, workshop))  # type: ignore[arg-type]
+        assert ("stall-limit" in where) == (way == "url")
+
+
 RECIPE = """
 name = "x"
 [ostree]
