@@ -208,6 +208,14 @@ def follower(argv: Sequence[str]) -> None:
         os.close(reading)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or dead and waiting for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
+
+
 def run(
     argv: Sequence[str],
     *,

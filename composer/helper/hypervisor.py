@@ -21,6 +21,7 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied, NoSpace
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 from composer.helper.machine import Abilities, console_tail
+from composer.process import has_ended
 from composer.store.runs import opened_driver
 
 # libvirt reads this once, while it is imported.  Its warnings would mix with our output, and what it
@@ -161,14 +162,6 @@ class Host:
         return None
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or dead and waiting for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except OSError:
-        return True
-
-
 class LibvirtMachine:
     """A VM that libvirt runs; ``pid`` is QEMU's, where it is known."""
 
@@ -190,7 +183,7 @@ class LibvirtMachine:
     def running(self) -> bool:
         """Whether it still runs."""
         if self._pid is not None:
-            return not _has_ended(self._pid)
+            return not has_ended(self._pid)
         try:
             return bool(self._domain.isActive())
         except libvirt.libvirtError:
@@ -366,7 +359,7 @@ class LibvirtMachine:
             ending.join(_END_SECONDS)
             return
         deadline = Deadline.after(_END_SECONDS)
-        while not _has_ended(self._pid) and not deadline.expired:
+        while not has_ended(self._pid) and not deadline.expired:
             ending.join(0.01)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import Busy
+from composer.process import has_ended
 
 _POLL_SECONDS = 0.1
 # A holder says who it is a moment after it has the lock.
@@ -42,13 +43,7 @@ class _Holder:
     @property
     def dead(self) -> bool:
         """Whether it is known to be dead: of another host nothing is known."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        return state in ("Z", "X")  # dead, and nobody has asked for its exit code yet
+        return self.host == socket.gethostname() and has_ended(self.pid)
 
 
 def _holder(descriptor: int) -> _Holder | None:
