@@ -155,7 +155,7 @@ def _make(
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
             unchanged()
-            if before:
+            if load_manifest(disk) is not None:  # what --force replaces else may be open to anybody
                 give_like(new, disk)
             deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
             manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from composer.compose import steps
 from composer.compose.build import Outcome
-from composer.compose.edit import Edit, carry_out, room_for
+from composer.compose.edit import Edit, carry_out, check_replaceable, room_for
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop, check_room
 from composer.disk.manifest import Identity, Manifest
@@ -23,6 +23,7 @@ def rollback(workshop: Workshop, disk: Path) -> Outcome:
     manifest says; the helper looks.  Raises BadInput, or there GuestStepFailed, where the disk has one alone.
     """
     _former(known_disk(disk), disk)
+    check_replaceable(disk, "rollback")
     with workshop.work(disk, "rollback") as work, workshop.folder(work) as folder:
         manifest = known_disk(disk)
         former = _former(manifest, disk)

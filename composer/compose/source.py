@@ -145,7 +145,7 @@ def opened_source(
 
     Raises BadInput where there is none.
     """
-    check_utf8(Path(named))
+    check_utf8(Path(named) if is_url(named) else folder / named)
     checked = CheckedRepo(cache / "repo")
     if not is_url(named):
         repo = open_repo(named, folder)

@@ -14,12 +14,19 @@ from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.workshop import Workshop, check_room
 from composer.deadline import Deadline
-from composer.disk.manifest import Flatten, HelperSettings, Identity, Manifest, load_manifest
+from composer.disk.manifest import (
+    Flatten,
+    HelperSettings,
+    Identity,
+    Manifest,
+    load_manifest,
+    publish_manifest,
+)
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
 from composer.export.delta import Wanted, lacking, room_for_objects
 from composer.helper.bootstrap import BootstrapImage, cache_of, find_bootstrap
-from composer.helper.job import Job, JobResult, check_tools, run_job
+from composer.helper.job import Job, JobResult, lacking_tools, run_job
 from composer.helper.lease import Helper, HelperShape
 from composer.plan import Source, check_bootable, trust_of
 from composer.recipe.load import LoadedRecipe
@@ -87,6 +94,8 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
                 getattr(manifest, name) == getattr(present, name) for name in ("ref", "keep", "flatten")
             )
             if settled and manifest.commit == commit and unchanged and not overrides.compact:
+                if manifest != present:  # for the updates to come
+                    publish_manifest(disk, manifest)
                 return Outcome(disk, manifest, changed=False)
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
@@ -167,16 +176,17 @@ def bootstrap_for(
     """
     settings = manifest.helper
     cached = find_bootstrap(cache_of(workshop.folders.cache), settings.commit)
-    if cached is not None:
-        check_tools(wanted, cached)
+    poor = cached is not None and bool(lacking_tools(wanted, cached))
+    if cached is not None and not poor:
         return cached
     with ExitStack() as stack:
         source = source or stack.enter_context(source_for(workshop, manifest))
         commit = settings.commit
-        if not source.has_commit(commit):
+        if poor or not source.has_commit(commit):
             commit = source.resolve(settings.ref)
+            why = "lacks programs" if poor else "is gone"
             workshop.reporter.note(
-                "bootstrap", f"the helper's former commit is gone; using {settings.ref} of now"
+                "bootstrap", f"the helper's former commit {why}; using {settings.ref} of now"
             )
         return workshop.bootstrap(workshop.fetch(source, settings.ref, commit), commit, wanted)
 

@@ -235,6 +235,13 @@ def _waiting(disk: Path) -> Manifest | None:
     return manifest if written else None
 
 
+def publish_manifest(disk: Path, manifest: Manifest) -> None:
+    """Put a manifest beside a disk that itself stays as it is."""
+    with written_beside(manifest_path(disk)) as new:
+        new.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
+        _parse(new)
+
+
 def check_place(disk: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
     """Raise BadInput where no other file can take the place of a disk, however good it is.
 

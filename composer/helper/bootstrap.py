@@ -87,11 +87,11 @@ def _applets() -> list[str]:
 
 def find_bootstrap(cache: Cache, commit: str) -> BootstrapImage | None:
     """Return the bootstrap image of a commit if there is one already."""
-    entry = cache.find(key_of(_inputs(commit)))
+    entry = cache.find(key_of(inputs_of(commit)))
     return BootstrapImage(entry, fresh=False) if entry else None
 
 
-def _inputs(commit: str) -> dict[str, Any]:
+def inputs_of(commit: str) -> dict[str, Any]:
     """Return all that goes into an image; its hash is the image's key."""
     return {
         "format": _FORMAT,
@@ -115,7 +115,7 @@ def build_bootstrap(cache: Cache, repo: Repo, commit: str, deadline: Deadline) -
     def make(folder: Path) -> dict[str, Any]:
         return _make(folder, repo, repo.tree(commit, deadline), deadline)
 
-    entry, fresh = cache.get(_inputs(commit), make, deadline)
+    entry, fresh = cache.get(inputs_of(commit), make, deadline)
     return BootstrapImage(entry, fresh)
 
 

@@ -197,17 +197,27 @@ class LibvirtMachine:
 
     def check_disks(self, doing: str) -> None:
         """Raise NoSpace where a full host disk stopped it, ComposerError where another fault of it did."""
-        with suppress(libvirt.libvirtError):
-            state, reason = self._domain.state()
-            # error_policy in disk.xml.j2.
-            if (state, reason) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
-                return
-            if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in self._domain.diskErrors().values():
-                raise NoSpace(f"no space left on the host for the disk while {doing}")
-            raise ComposerError(
-                f"the host could not write or read a disk of the VM while {doing}",
-                hint="quota -s   tells whether yours is used up; dmesg   what the host's own disk says",
-            )
+        try:
+            stopped = self._domain.state()
+        except libvirt.libvirtError:
+            return
+        # error_policy in disk.xml.j2.
+        if tuple(stopped) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            return
+        if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in self._disk_errors().values():
+            raise NoSpace(f"no space left on the host for the disk while {doing}")
+        raise ComposerError(
+            f"QEMU could not write or read a disk of the VM while {doing}",
+            hint="qemu-img check DISK   tells whether its image is damaged, quota -s   whether your quota is "
+            "used up, dmesg   what the host's own disk says",
+        )
+
+    def _disk_errors(self) -> dict[str, int]:
+        """Return the faults of its disks by their names, none where QEMU does not answer."""
+        try:
+            return dict(_bounded(self._domain.diskErrors, "asking for the faults of its disks"))
+        except (libvirt.libvirtError, DeadlineExpired):
+            return {}
 
     def attach(self, disk: Disk) -> None:
         """Give it a disk while it runs."""

@@ -76,15 +76,20 @@ def _step_file(step: str) -> Path:
     return bootstrap_file("guest") / "steps" / f"{step}.sh"
 
 
-def check_tools(steps: tuple[str, ...], image: BootstrapImage) -> None:
-    """Raise BadInput where the helper's tree lacks a program that a step needs, before any VM starts."""
+def lacking_tools(steps: tuple[str, ...], image: BootstrapImage) -> list[str]:
+    """Name the programs that steps need and the helper's tree lacks, with the step."""
     lacking = []
     for step in steps:
         for line in _step_file(step).read_text().splitlines():
             if line.startswith("# needs: "):
                 needed = line.removeprefix("# needs: ").split()
                 lacking += [f"{tool} (step {step})" for tool in needed if tool not in image.programs]
-    if lacking:
+    return lacking
+
+
+def check_tools(steps: tuple[str, ...], image: BootstrapImage) -> None:
+    """Raise BadInput where the helper's tree lacks a program that a step needs, before any VM starts."""
+    if lacking := lacking_tools(steps, image):
         raise BadInput(
             f"the helper's tree {image.entry.info['commit'][:12]} lacks programs: {', '.join(lacking)}",
             hint="add them to the tree, or have the recipe name another for the helper ([bootstrap] ref); "

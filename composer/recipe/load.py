@@ -23,7 +23,7 @@ _LARGEST = 2**22
 _DEEPEST = 32
 _LARGEST_SOURCE = 2**26
 # They go into each disk's manifest.
-_LARGEST_KEYRING = 2**20
+_LARGEST_KEYRINGS = 2**21
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load_recipe(path: Path, defines: Mapping[str, str]) -> LoadedRecipe:
 
     Raises RecipeErrors with every fault found; BadInput when there is nothing to read.
     """
-    check_utf8(path)
+    check_utf8(path.absolute())
     data = _read_toml(path)
     rendered = _render(path, data, defines)
     recipe, faults = _validate(rendered)
@@ -121,7 +121,8 @@ def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dic
     rendered = {
         key: value if key == "variables" else variables.apply(value, key) for key, value in data.items()
     }
-    for name in sorted(set(defines) - variables.used - set(known)):
+    # A text with a fault may be the one that it is for.
+    for name in sorted(set(defines) - variables.used - set(known)) if not variables.faults else ():
         variables.faults.append(Fault(f"-D {name}", "the recipe has no such variable"))
     # Faults of variables and of the schema are told together; an unrendered text may be a schema
     # fault as well, so those keys are told once.
@@ -190,11 +191,13 @@ class _HostFiles:
         keys = []
         for number, name in enumerate(verify.gpg_keys if verify else ()):
             key = f"ostree.verify.gpg_keys[{number}]"
-            raw = self._read(name, key, _LARGEST_KEYRING)
+            raw = self._read(name, key, _LARGEST_KEYRINGS)
             # An OpenPGP packet has its highest bit set (RFC 4880, 4.2); otherwise it is ASCII armour.
             if raw is not None and not (raw[:1] >= b"\x80" or b"BEGIN PGP PUBLIC KEY BLOCK" in raw[:4096]):
                 self.faults.append(Fault(key, f"no OpenPGP public key: {name}; gpg --export NAME makes one"))
             keys.append(raw or b"")
+        if sum(map(len, keys)) > _LARGEST_KEYRINGS:
+            self.faults.append(Fault("ostree.verify.gpg_keys", "together they are larger than 2 MiB"))
         return tuple(keys)
 
     def check_tls(self, tls: Tls | None) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from composer.store.locks import locked
 _MODE = "bare-user"
 # Below a remote's refs: one for each commit that was fetched, for as long as it is used.
 _PINNED = "pinned"
+_IN_USE_SECONDS = 86400.0
 # A remote's address but while it is pulled from.
 _NOWHERE = "file:///"
 # What libostree 2022.7 says, by what is at fault (ostree-repo-pull.c, ostree-repo-pull-verify.c,
@@ -120,11 +122,13 @@ class CheckedRepo:
     def prune(self, before: float, deadline: Deadline, *, dry: bool = False) -> list[str]:
         """Forget commits that no ref fetched since ``before`` names, in seconds since the epoch.
 
-        Returns the refs and commits that were not; with ``dry`` nothing is forgotten.
+        Those of the last day stay in any case: a job may be at work with them.  Returns the refs and commits
+        that go; with ``dry`` nothing does.
         """
         if not (self.path / "config").exists():
             return []
         with self._held(deadline) as repo:
+            before = min(before, time.time() - _IN_USE_SECONDS)
             remotes = self.path / "refs" / "remotes"
             old = [ref for ref in remotes.rglob("*") if ref.is_file() and ref.stat().st_mtime < before]
             if not dry:

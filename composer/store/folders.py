@@ -101,8 +101,9 @@ def give_like(new: Path, like: Path) -> None:
     Who is not root gives what he may: a group that he is in, and the rest.
     """
     status = like.stat()
-    with suppress(PermissionError):
-        os.chown(new, status.st_uid if os.geteuid() == 0 else -1, status.st_gid)
+    for owner, group in ((status.st_uid if os.geteuid() == 0 else -1, -1), (-1, status.st_gid)):
+        with suppress(OSError):  # EINVAL where a user namespace does not know the group
+            os.chown(new, owner, group)
     new.chmod(status.st_mode & 0o777)
     for name in ("system.posix_acl_access", "security.selinux"):
         with suppress(OSError):  # it has none, or the file system knows none

@@ -143,11 +143,12 @@ def is_abandoned(lock: Path) -> bool:
     moment; its maker has a minute.
     """
     try:
+        # Asked first: he who is only writing holds it by then.
+        begun = lock.exists() and lock.stat().st_size > 0
         if is_locked(lock):
             return False
-        begun = lock.exists() and lock.stat().st_size > 0
         return begun or time.time() - lock.parent.stat().st_mtime > _MAKING_SECONDS
-    except FileNotFoundError:  # it ended in order as we looked
+    except OSError:  # it ended in order as we looked, or is another user's
         return False
 
 
@@ -171,7 +172,7 @@ def remove_when_free(path: Path, deadline: Deadline) -> bool:
             return True
         except BlockingIOError:
             time.sleep(_POLL_SECONDS)
-        except PermissionError:  # it lies in a folder where it is not ours to remove
+        except OSError:  # it is not ours to remove, as in a sticky folder, or to lock, as on NFS
             return False
         finally:
             os.close(descriptor)

@@ -49,13 +49,17 @@ def lock_path(disk: Path) -> Path:
     return disk.with_name(f".{disk.name}.lock")
 
 
+def _folders_of(disk: Path) -> list[Path]:
+    return list(disk.parent.glob(f"{glob.escape(_work_prefix(disk))}{_RANDOM}"))
+
+
 def clear_folders(disk: Path, *, dry: bool = False) -> int:
     """Remove what an earlier composer left beside a disk, the disk's lock held; return its bytes.
 
     With ``dry`` nothing is removed.
     """
     freed = 0
-    for left in disk.parent.glob(f"{glob.escape(_work_prefix(disk))}{_RANDOM}"):
+    for left in _folders_of(disk):
         freed += size_of(left)
         if not dry:
             shutil.rmtree(left, ignore_errors=True)
@@ -114,10 +118,14 @@ def _noted(disk: Path, notes: Path) -> Path:
 
 
 def noted_disks(notes: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each note, and the disk that it names; but those in a file system that is not mounted now."""
+    """Yield each note, and the disk that it names; but where another file system lies, as is not mounted now.
+
+    That is where the folder is another one than was noted and nothing of ours lies beside the disk.
+    """
     for note in sorted(notes.glob("*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = json.loads(note.read_text())
             disk = Path(os.fsdecode(bytes.fromhex(said["disk"])))
-            if disk.parent.stat().st_ino == said["folder"]:
+            known = disk.parent.stat().st_ino == said.get("folder")
+            if known or lock_path(disk).exists() or _folders_of(disk):
                 yield note, disk

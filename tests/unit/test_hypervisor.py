@@ -27,6 +27,8 @@ class FakeDomain:
         return self.said
 
     def diskErrors(self) -> dict[str, int]:  # noqa: N802 - libvirt's
+        if "none" in self.faults:
+            raise libvirt.libvirtError("QEMU does not answer")
         return self.faults
 
 
@@ -40,7 +42,7 @@ def test_a_full_host_disk() -> None:
         check(FakeDomain(faults={"sda": libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE}))
 
 
-@pytest.mark.parametrize("faults", [{}, {"sda": libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC}])
+@pytest.mark.parametrize("faults", [{}, {"sda": libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC}, {"none": 0}])
 def test_another_fault_of_the_host(faults: dict[str, int]) -> None:
     """A quota, or the host's own disk."""
     with pytest.raises(ComposerError, match="could not write or read") as caught:

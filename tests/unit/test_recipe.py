@@ -262,3 +262,12 @@ def test_tables_without_end(tmp_path: Path, bomb: str) -> None:
     path.write_text(bomb)
     with pytest.raises(RecipeErrors, match="nested more than"):
         load_recipe(path, {})
+
+
+def test_keyrings_go_into_each_manifest_so_they_are_not_large(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"\x98" + bytes(2**20))
+    verify = BASE + "[ostree.verify]\ngpg_keys = [{}]\n"
+    assert load_recipe(write(tmp_path, verify.format('"a"')), {}).gpg_keys
+    with pytest.raises(RecipeErrors, match="together they are larger than 2 MiB"):
+        load_recipe(write(tmp_path, verify.format('"a", "b", "c"')), {})

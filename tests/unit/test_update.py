@@ -22,7 +22,7 @@ from composer.disk.manifest import HelperSettings, Identity, Manifest, Room, loa
 from composer.disk.qcow2 import check_chain, check_disk
 from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
-from composer.helper.bootstrap import BootstrapImage
+from composer.helper.bootstrap import BootstrapImage, cache_of, inputs_of
 from composer.helper.domain import Disk
 from composer.helper.lease import Helper, HelperShape
 from composer.helper.machine import Abilities
@@ -214,8 +214,28 @@ def test_a_recipe_may_name_another_tree_for_the_helper(
     commit = OLD if ref == "os/good" else (tiny_repo / "refs/heads" / ref).read_text().strip()
     known = load_manifest(old_disk)
     assert known is not None
-    used = update(workshop, old_disk, Overrides(load_recipe(path, {}))).manifest.helper
-    assert used == HelperSettings(ref=ref, commit=commit, memory=known.helper.memory, cpus=3)
+    wanted = HelperSettings(ref=ref, commit=commit, memory=known.helper.memory, cpus=3)
+    assert update(workshop, old_disk, Overrides(load_recipe(path, {}))).manifest.helper == wanted
+    # Where there is nothing to update, too.
+    path.write_text(path.read_text().replace("cpus = 3", "cpus = 4"))
+    assert not update(workshop, old_disk, Overrides(load_recipe(path, {}))).changed
+    kept = load_manifest(old_disk)
+    assert kept is not None
+    assert kept.helper == wanted.model_copy(update={"cpus": 4})
+
+
+def test_a_helper_that_lacks_programs_gives_way_to_what_its_ref_names_now(
+    workshop: FakeWorkshop, old_disk: Path, commit: str
+) -> None:
+    """They may have been added to the tree since."""
+    tape = Tape()
+    workshop = replace(workshop, reporter=Reporter(tape))
+    inputs = inputs_of(OLD)
+    cache_of(workshop.folders.cache).get(
+        inputs, lambda _: {"programs": [], "modules": [], "commit": OLD}, workshop.deadline
+    )
+    assert update(workshop, old_disk, Overrides()).manifest.commit == commit
+    assert "the helper's former commit lacks programs; using os/good of now" in tape.texts("note")
 
 
 def test_a_disk_with_a_base_is_attached_with_it(

@@ -194,6 +194,12 @@ def test_gc_leaves_alone_what_is_not_mounted_now(workshop: Workshop, folder: Pat
     folder.mkdir()
     collect(workshop)
     assert note.exists()
+    # It is the right one after all where something of ours lies there: some file systems number anew.
+    (folder / f".{disk.name}.work.abcdefgh").mkdir()
+    collect(workshop)
+    assert not note.exists()
+    assert not list(folder.iterdir())
+    note.write_bytes(crashed)
     folder.rmdir()
     mounted.rename(folder)
     collect(workshop)
