@@ -39,7 +39,6 @@ from composer.plan import Plan, make_plan
 from composer.recipe.load import LoadedRecipe
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
-from composer.store.folders import give_like
 from composer.store.work import Work
 
 
@@ -154,9 +153,6 @@ def _make(
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
-            unchanged()
-            if load_manifest(disk) is not None:  # what --force replaces else may be open to anybody
-                give_like(new, disk)
             deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
             manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)
             if manifest.commit != plan.source.commit:

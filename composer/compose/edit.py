@@ -20,7 +20,6 @@ from composer.errors import BadInput, ComposerError
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.job import JobResult
 from composer.helper.lease import Helper, HelperShape
-from composer.store.folders import give_like
 from composer.store.work import Work
 
 
@@ -86,8 +85,6 @@ def carry_out(
             running.machine.detach(target, workshop.deadline)
     with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
         _write_new(overlay, new, disk, manifest, workshop)
-        unchanged()
-        give_like(new, disk)
         size = new.stat().st_blocks * 512
         deployments = deployments_of(result)
         commit = edit.commit or (deployments[0].commit if deployments else "")

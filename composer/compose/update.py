@@ -176,15 +176,14 @@ def bootstrap_for(
     """
     settings = manifest.helper
     cached = find_bootstrap(cache_of(workshop.folders.cache), settings.commit)
-    poor = cached is not None and bool(lacking_tools(wanted, cached))
-    if cached is not None and not poor:
+    if cached is not None and not lacking_tools(wanted, cached):
         return cached
     with ExitStack() as stack:
         source = source or stack.enter_context(source_for(workshop, manifest))
         commit = settings.commit
-        if poor or not source.has_commit(commit):
+        if cached is not None or not source.has_commit(commit):
             commit = source.resolve(settings.ref)
-            why = "lacks programs" if poor else "is gone"
+            why = "lacks programs" if cached is not None else "is gone"
             workshop.reporter.note(
                 "bootstrap", f"the helper's former commit {why}; using {settings.ref} of now"
             )

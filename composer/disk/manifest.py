@@ -20,7 +20,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composer.errors import BadInput, ComposerError
-from composer.store.folders import fsync_path, publish, written_beside
+from composer.store.folders import fsync_path, give_like, publish, written_beside
 
 _FORMAT = 1
 _HISTORY = 100
@@ -237,9 +237,13 @@ def _waiting(disk: Path) -> Manifest | None:
 
 def publish_manifest(disk: Path, manifest: Manifest) -> None:
     """Put a manifest beside a disk that itself stays as it is."""
-    with written_beside(manifest_path(disk)) as new:
+    _write(manifest, manifest_path(disk))
+
+
+def _write(manifest: Manifest, target: Path) -> None:
+    with written_beside(target) as new:
         new.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
-        _parse(new)
+        _parse(new)  # what cannot be read back would be dropped, and the disk have none
 
 
 def check_place(disk: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -268,15 +272,16 @@ def publish_disk(
     """Put a finished disk and its manifest in place, and return that; a crash leaves the old pair or the new.
 
     ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.  ``check`` may
-    raise at the last moment, when only the rename is left; nothing has changed then.
+    raise at the last moment, when only the rename is left; nothing has changed then.  The new disk gets owner
+    and mode of the composer's disk whose place it takes; what else lay there may have been open to anybody.
     """
     manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
     fsync_path(new)  # it may take long, so before the check
-    with written_beside(_next_path(disk)) as beside:
-        beside.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
-        _parse(beside)  # what cannot be read back would be dropped, and the new disk have none
+    _write(manifest, _next_path(disk))
     try:
         check()
+        if disk.exists() and manifest_path(disk).exists():
+            give_like(new, disk)
         publish(new, disk)
     finally:
         # Whatever came in between, an interrupt also: it counts if the rename happened, and goes if not.

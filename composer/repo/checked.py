@@ -110,13 +110,16 @@ class CheckedRepo:
             _pull(repo, remote, url, source, wanted, (), deadline)
             _prove(repo, commit, trust, deadline)
             refs = self.path / "refs" / "remotes" / remote
-            with suppress(FileNotFoundError):  # its time is that of its last use
-                os.utime(refs / ref)
+            pin = refs / _PINNED / commit
             # Of itself a commit that a checksum named has no ref, and a ref that moved on has left one.
-            (refs / _PINNED).mkdir(parents=True, exist_ok=True)
-            pin = self.folder / ".pin"  # not below refs: half a ref there would break the repo
-            pin.write_text(f"{commit}\n")
-            publish(pin, refs / _PINNED / commit)
+            if not pin.exists():
+                pin.parent.mkdir(parents=True, exist_ok=True)
+                new = self.folder / ".pin"  # not below refs: half a ref there would break the repo
+                new.write_text(f"{commit}\n")
+                publish(new, pin)
+            for used in (refs / ref, pin):  # their times are those of their last use
+                with suppress(FileNotFoundError):
+                    os.utime(used)
         return self.of(source)
 
     def prune(self, before: float, deadline: Deadline, *, dry: bool = False) -> list[str]:

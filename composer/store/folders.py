@@ -18,8 +18,8 @@ from composer.errors import BadInput
 _RUN_PATH_LIMIT = 108 - 64
 # linux/fs.h: share the blocks of another file; ioctl_ficlone(2) for what it says where it cannot.
 _FICLONE = 0x40049409
-# Nobody takes longer over a small file.
-_MAKING_SECONDS = 60.0
+# Nobody takes longer over a small file, or between making a folder and its lock.
+MAKING_SECONDS = 60.0
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
 
 
@@ -187,7 +187,7 @@ def half_made(folder: Path, pattern: str = ".*.new") -> Iterator[Path]:
     """Yield what was being written, or tried out, in a folder when its maker was killed."""
     for path in folder.glob(pattern):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _MAKING_SECONDS:
+            if time.time() - path.stat().st_mtime > MAKING_SECONDS:
                 yield path
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import Busy
 from composer.process import has_ended
+from composer.store.folders import MAKING_SECONDS
 
 _POLL_SECONDS = 0.1
 # A holder says who it is a moment after it has the lock.
@@ -26,7 +27,6 @@ _INTRODUCTION_SECONDS = 0.5
 # Where a composer was killed, its companions have the lock until its VMs have ended (reaper.py).
 _LAST_RITES_SECONDS = 20.0
 _LEFT_SECONDS = 1.0
-_MAKING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def is_abandoned(lock: Path) -> bool:
         begun = lock.exists() and lock.stat().st_size > 0
         if is_locked(lock):
             return False
-        return begun or time.time() - lock.parent.stat().st_mtime > _MAKING_SECONDS
+        return begun or time.time() - lock.parent.stat().st_mtime > MAKING_SECONDS
     except OSError:  # it ended in order as we looked, or is another user's
         return False
 

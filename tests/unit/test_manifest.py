@@ -163,6 +163,19 @@ def test_the_last_check_comes_when_all_is_written(disk: Path, new: Path, manifes
     assert not waiting(disk).exists()
 
 
+@pytest.mark.parametrize("there", ["a disk of ours", "another file", "a manifest alone"])
+def test_the_new_disk_is_as_open_as_ours_was(disk: Path, new: Path, manifest_of: Make, there: str) -> None:
+    disk.chmod(0o644)
+    new.chmod(0o600)
+    if there == "another file":
+        manifest_path(disk).unlink()
+    if there == "a manifest alone":
+        disk.unlink()
+    publish_disk(new, disk, manifest_of(new, NEW))
+    assert commit_of(disk) == NEW
+    assert disk.stat().st_mode & 0o777 == (0o644 if there == "a disk of ours" else 0o600)
+
+
 def test_places_that_nothing_can_be_put_in(tmp_path: Path) -> None:
     longest = tmp_path / ("x" * 222)
     check_place(longest)
