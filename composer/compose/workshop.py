@@ -38,12 +38,10 @@ from composer.recipe.values import show_size
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
-from composer.store.folders import Folders, check_utf8
+from composer.store.folders import Folders, check_utf8, is_full
 from composer.store.runs import Run, Runs
 from composer.store.work import Work, working_on
 
-# qcow2 grows by clusters and tables; with less than this left the next write may not fit.
-_ALMOST_NOTHING = 4 * 2**20
 _NOT_CLONABLE = (
     "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
     "so clones of it would draw the same randomness"
@@ -306,7 +304,7 @@ def full_disk_told(*folders: Path) -> Iterator[None]:
     try:
         yield
     except (ComposerError, OSError) as error:
-        full = next((folder for folder in folders if _is_full(folder)), None)
+        full = next((folder for folder in folders if is_full(folder)), None)
         if full is None:
             raise
         raise NoSpace(
@@ -316,10 +314,6 @@ def full_disk_told(*folders: Path) -> Iterator[None]:
             log=getattr(error, "log", None),
             step=getattr(error, "step", None),
         ) from error
-
-
-def _is_full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < _ALMOST_NOTHING
 
 
 @contextmanager

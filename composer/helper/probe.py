@@ -19,13 +19,14 @@ from composer.helper.domain import DirectKernel, Domain
 from composer.helper.hypervisor import Host
 from composer.helper.machine import Abilities
 from composer.store.cache import key_of
-from composer.store.folders import written_beside
+from composer.store.folders import is_full, written_beside
 
 # A guest on working KVM needs about one second to get there.
 PROBE_SECONDS = 10.0
 _REFUSAL_SECONDS = 24 * 3600.0
 _REACHED = b"composer: probe reached"
 _MEMORY = 2**28
+_DEVICE = Path("/dev/kvm")
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,20 @@ def choose(
 
 
 def kvm_verdict(
-    host: Host, image: BootstrapImage, cache: Path, scratch: Path, *, afresh: bool = False
+    host: Host,
+    image: BootstrapImage,
+    cache: Path,
+    scratch: Path,
+    *,
+    afresh: bool = False,
+    device: Path = _DEVICE,
 ) -> Verdict:
     """Return whether a guest runs on KVM; asked of the machine once, then of the cache.
 
     A refusal is asked for again after a day: load, or another tenant, may have been its cause.
     ``afresh`` asks now.  ``scratch`` is a folder for the probe's console.
     """
-    reason = _cannot_open()
+    reason = _cannot_open(device)
     if reason:
         return Verdict(False, reason)
     abilities = host.abilities("kvm")
@@ -82,6 +89,8 @@ def kvm_verdict(
     if not afresh and (verdict := _remembered(remembered)):
         return verdict
     verdict = _run_probe(host, image, abilities, scratch)
+    if not verdict.usable and is_full(scratch):  # QEMU had no room to run in, which says nothing of KVM
+        return verdict
     remembered.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(remembered) as new:
         new.write_text(json.dumps({"usable": verdict.usable, "reason": verdict.reason, "inputs": inputs}))
@@ -98,13 +107,13 @@ def _remembered(path: Path) -> Verdict | None:
     return verdict if verdict.usable or age < _REFUSAL_SECONDS else None
 
 
-def _cannot_open() -> str | None:
-    if not Path("/dev/kvm").exists():
-        return "there is no /dev/kvm"
+def _cannot_open(device: Path) -> str | None:
+    if not device.exists():
+        return f"there is no {device}"
     try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        return f"/dev/kvm cannot be opened: {error.strerror} (is the user in the group kvm?)"
+        return f"{device} cannot be opened: {error.strerror} (is the user in the group kvm?)"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ _RUN_PATH_LIMIT = 108 - 64
 _FICLONE = 0x40049409
 # Nobody takes longer over a small file, or between making a folder and its lock.
 MAKING_SECONDS = 60.0
+# qcow2 grows by clusters and tables; with less than this left the next write may not fit.
+_ALMOST_NOTHING = 4 * 2**20
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
 
 
@@ -189,6 +192,11 @@ def half_made(folder: Path, pattern: str = ".*.new") -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > MAKING_SECONDS:
                 yield path
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the file system of a folder has no room left that is worth the name."""
+    return shutil.disk_usage(folder).free < _ALMOST_NOTHING
 
 
 def size_of(folder: Path) -> int:
