@@ -226,6 +226,26 @@ def test_the_oldest_of_the_stateroot_go(sysroot: Sysroot) -> None:
     assert asked == ["admin deploy --os=debian os", "admin undeploy 3", "admin undeploy 2"]
 
 
+@pytest.mark.parametrize(
+    ("present", "keep", "options"),
+    [
+        ("", "2", "--no-prune"),
+        ("A", "1", "--no-prune"),  # the undeploy that follows prunes
+        ("A", "2", "--no-prune"),
+        ("A", "3", "--retain --no-prune"),
+        ("AC", "2", ""),
+        ("AC", "3", "--retain --no-prune"),
+    ],
+)
+def test_a_deploy_looks_for_what_to_prune_only_where_a_deployment_goes(
+    sysroot: Sysroot, present: str, keep: str, options: str
+) -> None:
+    for number, name in enumerate(present, start=1):
+        sysroot.deploy(str(number), str(number), {"A": A, "C": C}[name])
+    _, asked = deployed(sysroot, ":", keep)
+    assert asked == [" ".join(["admin deploy --os=debian", *options.split(), "os"])]
+
+
 def test_another_default_than_the_commit_is_a_failure(sysroot: Sysroot) -> None:
     sysroot.deploy("1", "1", A)
     ran, _ = deployed(sysroot, ":", "2")

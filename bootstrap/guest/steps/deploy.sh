@@ -18,15 +18,14 @@ is_default() {
     read -r _ first checksum _ <"$JOB/state/boot-entries" && [ "$first $checksum" = "$stateroot $commit" ]
 }
 
-# too_many: lists the deployments; whether the stateroot has more deployments than are kept; oldest is the index of its last one.
-too_many() {
+# list: lists the deployments; count is how many of them are the stateroot's, oldest the index of its last one.
+list() {
     boot_entries
     count=0 index=0 oldest=0
     while read -r _ root _; do
         if [ "$root" = "$stateroot" ]; then count=$((count + 1)) oldest=$index; fi
         index=$((index + 1))
     done <"$JOB/state/boot-entries"
-    [ "$count" -gt "$keep" ]
 }
 
 set -- --os="$stateroot"
@@ -35,13 +34,22 @@ if has kargs; then
     # Appended: --karg would let the second console= replace the first.
     while read -r karg; do set -- "$@" --karg-append="$karg"; done <"$JOB/data/kargs"
 fi
-if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
+list
 # A product that upgraded itself in the field has the commit already; deploying it again would push the
 # former one, the way back, off the disk.
-boot_entries
-is_default || ostree admin deploy "$@" "$refspec"
+if ! is_default; then
+    if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
+    # Without --retain the former default alone stays beside the new one.  Where nothing goes, nothing is to be
+    # pruned, which is a walk of all commits.
+    if [ "$keep" -gt 2 ] || [ "$count" -lt 2 ]; then set -- "$@" --no-prune; fi
+    ostree admin deploy "$@" "$refspec"
+    list
+fi
 
 # Other stateroots are left alone.
-while too_many; do ostree admin undeploy "$oldest"; done
+while [ "$count" -gt "$keep" ]; do
+    ostree admin undeploy "$oldest"
+    list
+done
 
 is_default || fail "after the deploy the default deployment is not the commit asked for"
