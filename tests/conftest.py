@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.ground import Ground
-from tests.vm.place import REF, made_place
+from tests.vm.place import LEAN_REF, made_place
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,4 +19,4 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def ground() -> Iterator[Ground]:
     with made_place() as place:
-        yield Ground(place, REF)
+        yield Ground(place, LEAN_REF)
