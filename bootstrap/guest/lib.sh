@@ -37,11 +37,15 @@ result() {
     printf '%s %s\n' "$1" "$2" >>"$JOB/state/result"
 }
 
-# Text from stdin as the inside of a JSON string.  Control characters other than the two that logs need
+# Lines from stdin as they stand inside of JSON strings.  Control characters other than the two that logs need
 # are dropped; bytes that are no UTF-8 are the reader's to replace.
+json_lines() {
+    tr -d '\000-\010\013-\037\177' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/	/\\t/g'
+}
+
+# Text from stdin as the inside of one JSON string.
 json_text() {
-    tr -d '\000-\010\013-\037\177' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/	/\\t/g' \
-        | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }'
+    json_lines | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }'
 }
 
 # Without a program: under emulation each costs some 10 ms.
