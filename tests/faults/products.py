@@ -29,6 +29,7 @@ ref = "{_REF}"
 stateroot = "tiny"
 [bootstrap]
 ref = "{REF}"
+cpus = 1
 [disk]
 size = "256 MiB"
 firmware = "uefi"
@@ -179,6 +180,7 @@ certificate = "secret.pem"
 key = "secret.pem"
 [bootstrap]
 ref = "@HELPER@"
+cpus = 1
 [disk]
 size = "256 MiB"
 [[users]]

@@ -18,7 +18,8 @@ from tests.faults.room import EXPERIMENTS as ROOM
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
 from tests.vm.place import LEAN_REF, made_place
 
-_ALL = (*TEMPLATES, *REPOS, *KILLS, *POWERCUT, *ROOM, *GUESTS, *HOSTILE, *PRODUCTS)
+# The longest first, for those who run them two at a time.
+_ALL = (*KILLS, *GUESTS, *PRODUCTS, *TEMPLATES, *REPOS, *POWERCUT, *ROOM, *HOSTILE)
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 _TELL_EVERY_SECONDS = 60.0
 
