@@ -36,7 +36,6 @@ _OVMF = (
 )
 _BOOT_SECONDS = {"kvm": 180.0, "qemu": 900.0}
 _MEMORY = 2**30
-_CPUS = 2
 _POLL_SECONDS = 0.2
 _MARK = "composer-verify "
 _LONGEST_REPORT = 2**18
@@ -119,7 +118,7 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
                     f"the default deployment is {commit[:12]}, the manifest says {manifest.commit[:12]}",
                     hint=f"composer update {disk}   brings the two together",
                 )
-            return [_boot(workshop, bench, armed, disk, commit, firmware, evidence) for firmware in chosen]
+            return [_boot(workshop, bench, armed, disk, manifest, firmware, evidence) for firmware in chosen]
 
 
 def _arm(workshop: Workshop, bench: Bench, manifest: Manifest, target: Disk) -> str:
@@ -139,7 +138,13 @@ def _arm(workshop: Workshop, bench: Bench, manifest: Manifest, target: Disk) -> 
 
 
 def _boot(
-    workshop: Workshop, bench: Bench, armed: Path, disk: Path, commit: str, firmware: str, evidence: Path
+    workshop: Workshop,
+    bench: Bench,
+    armed: Path,
+    disk: Path,
+    manifest: Manifest,
+    firmware: str,
+    evidence: Path,
 ) -> Boot:
     overlay = armed.with_name(f"boot-{firmware}.qcow2")
     image.create_overlay(overlay, armed, workshop.deadline)
@@ -154,7 +159,7 @@ def _boot(
         machine=bench.abilities.machine,
         cpu_mode=bench.abilities.cpu_mode,
         memory=_MEMORY,
-        cpus=_CPUS,
+        cpus=manifest.helper.cpus,
         console=console,
         report=report,
         screen=True,
@@ -171,7 +176,7 @@ def _boot(
                 machine.check_disks("booting the product")
             screenshot = machine.screenshot(folder / firmware) if machine.running() else None
         boot = _read_boot(report)
-        faults = boot.faults(commit, firmware) if "end" in _report(report) else []
+        faults = boot.faults(manifest.commit, firmware) if "end" in _report(report) else []
         if "end" not in _report(report):
             how = (
                 "did not finish its boot in time"

@@ -66,7 +66,7 @@ class Console:
 
 @contextmanager
 def booted(disk: Path, *more: str) -> Iterator[Console]:
-    options = "-machine q35 -accel tcg -smp 2 -m 1G -nographic -nic user,model=virtio -drive"
+    options = "-machine q35 -accel tcg -m 1G -nographic -nic user,model=virtio -drive"
     argv = ["qemu-system-x86_64", *options.split(), f"file={disk},format=qcow2,if=virtio", *more]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
