@@ -20,7 +20,8 @@ from tests.faults.kills import digest, subject
 from tests.vm.place import Place, Ran
 
 _SECONDS = 5.0
-_SIZE = "6g"
+# No more than a build and a template want: each trial fills what is left of it.
+_SIZE = "3g"
 _POLL_SECONDS = 0.02
 # Less than this is nothing: no file system can use up its last few blocks.
 _FULL = 2**18
