@@ -47,7 +47,7 @@ bench: setup
 	$(PYTHON) -m tests.bench.run $(CASE) $(if $(OUT),--out $(OUT))
 
 soak: setup
-	scripts/soak $(VENV) $(if $(CASE),--case $(CASE)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
+	scripts/soak $(VENV) $(if $(CASE),--case $(CASE)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

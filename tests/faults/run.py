@@ -1,13 +1,17 @@
-"""`make soak [CASE=NAME] [COUNT=N] [SEED=S]`: the experiments at full length, each failure with its seed."""
+"""`make soak [CASE=NAME] [COUNT=N] [SEED=S] [JOBS=J]`: the experiments at full length, failures with seeds.
+
+With JOBS, so many processes share the seeds, each on a ground of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 
-from tests.faults.ground import Ground
+from tests.faults.ground import Experiment, Ground
 from tests.faults.guests import EXPERIMENTS as GUESTS
 from tests.faults.hostile import EXPERIMENTS as HOSTILE
 from tests.faults.kills import EXPERIMENTS as KILLS
@@ -30,8 +34,25 @@ def main() -> None:
     parser.add_argument("--case", choices=sorted(EXPERIMENTS))
     parser.add_argument("--count", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--job", type=int, help="which of the jobs this process is, from 0")
     given = parser.parse_args()
+    if given.jobs > 1 and given.job is None:
+        again = [sys.executable, "-m", "tests.faults.run", *sys.argv[1:], "--job"]
+        jobs = [subprocess.Popen([*again, str(job)]) for job in range(given.jobs)]
+        ended = [job.wait() for job in jobs]
+        sys.exit(1 if any(ended) else 0)
     chosen = [EXPERIMENTS[given.case]] if given.case else list(EXPERIMENTS.values())
+    sys.exit(1 if _failed(chosen, given) else 0)
+
+
+def seeds_of(first: int, count: int, job: int, jobs: int) -> range:
+    """Return the seeds of one job of several, which share them evenly."""
+    return range(first + count * job // jobs, first + count * (job + 1) // jobs)
+
+
+def _failed(chosen: list[Experiment], given: argparse.Namespace) -> int:
+    """Run experiments, telling how they go; return how many trials failed."""
     failed = 0
     with made_place() as place:
         ground = Ground(place, LEAN_REF)
@@ -39,13 +60,16 @@ def main() -> None:
             if experiment.asroot and os.getuid() != 0:
                 print(f"{experiment.name}: left out, for it needs root", flush=True)
                 continue
-            count = given.count or experiment.soak
+            seeds = seeds_of(given.seed, given.count or experiment.soak, given.job or 0, given.jobs)
+            count = len(seeds)
+            if count == 0:
+                continue
             began, failures = time.monotonic(), 0
             told = began
-            for seed, how in experiment.run(ground, count, given.seed):
+            for seed, how in experiment.run(ground, count, seeds.start):
                 if time.monotonic() - told > _TELL_EVERY_SECONDS:
                     told = time.monotonic()
-                    done = seed - given.seed + 1
+                    done = seed - seeds.start + 1
                     print(f"{experiment.name}: {done} of {count}, {failures} failed", flush=True)
                 if how is not None:
                     failures += 1
@@ -53,11 +77,11 @@ def main() -> None:
             took = time.monotonic() - began
             print(
                 f"{experiment.name}: {count - failures} passed, {failures} failed "
-                f"(seeds {given.seed} to {given.seed + count - 1}, {took:.0f} s)",
+                f"(seeds {seeds[0]} to {seeds[-1]}, {took:.0f} s)",
                 flush=True,
             )
             failed += failures
-    sys.exit(1 if failed else 0)
+    return failed
 
 
 if __name__ == "__main__":
