@@ -39,7 +39,7 @@ _MIB = 2**20
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 45.0}
 # A clock is as wrong as it took to set it.
 _LATE_SECONDS = 0.4
-_CLOCK_LIMIT = 20.0
+_CLOCK_LIMIT = 60.0
 
 
 @dataclass(frozen=True)
