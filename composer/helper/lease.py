@@ -34,8 +34,8 @@ from composer.store.runs import Run
 _ARGUMENTS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off 8250.nr_uarts=1"
 # libvirt gives QEMU whole mebibytes, and the memory file must be as large.
 _MIB = 2**20
-# A clone answers within a second, or within some twenty where eight start at once on two slow cores.  One
-# that has not by then never will, and a cold boot is quicker.
+# A clone answers within a second, but took more than 15 where eight started at once on two slow cores.  One
+# that has not by then is given up for a cold boot.
 _CLONE_SECONDS = {"kvm": 5.0, "qemu": 45.0}
 # A clock is as wrong as it took to set it.
 _LATE_SECONDS = 0.4
