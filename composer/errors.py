@@ -4,7 +4,7 @@ Each names what failed and, where there is one, the fix.  The command line turns
 code and a short text; library code raises them and never prints.
 
     ComposerError            exit 1: the job failed
-    |-- BadInput             exit 2: what the user gave cannot work; nothing was started
+    |-- BadInput             exit 2: what the user gave cannot work; no VM was started
     |   `-- RecipeErrors     all faults of a recipe at once
     |-- DeadlineExpired      something did not happen in time
     |-- ToolFailed           a host tool ended with an error
@@ -67,7 +67,7 @@ class ComposerError(Exception):
 
 
 class BadInput(ComposerError):
-    """What the user gave cannot work; nothing was started and nothing was changed."""
+    """What the user gave cannot work; no VM was started and nothing was changed."""
 
     exit_code = 2
 

@@ -21,7 +21,7 @@ class Event:
     """One thing that happened.
 
     ``name`` is the phase it belongs to, ``text`` what a user reads, ``data`` what a program reads
-    (``seconds`` of a phase that ended, ``done`` and ``total`` of a progress).
+    (``seconds`` of a phase that ended, ``done`` and ``bytes`` of a progress).
     """
 
     kind: Kind

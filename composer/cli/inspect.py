@@ -16,7 +16,7 @@ from composer.recipe.values import show_size
 @click.command()
 @click.argument("disk", type=PATH)
 @click.option("--deep", is_flag=True, help="Look into the disk itself, from a helper VM.")
-@click.option("--fsck", is_flag=True, help="With --deep: check every object against its checksum.")
+@click.option("--fsck", is_flag=True, help="As --deep, and check every object against its checksum.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @job_options("helper", "disk")
 def inspect(disk: Path, deep: bool, fsck: bool, as_json: bool, job: JobOptions) -> None:

@@ -101,7 +101,7 @@ def _build(
             if present.plan == plan.digest and present.commit == commit:
                 if used:
                     workshop.reporter.warn("plan", f"{disk} was written to since the composer's last job")
-                return Outcome(disk, present, changed=False)
+                return Outcome(disk, present, changed=False, size=image.taken(disk))
             if used:
                 raise BadInput(
                     f"{disk} was written to since the composer's last job; a build would lose that",
@@ -128,7 +128,7 @@ def _make(
     loaded: LoadedRecipe,
 ) -> Outcome:
     disk, began = work.disk, time.monotonic()
-    before = Identity.found(disk)
+    before, room = Identity.found(disk), image.taken(disk)
 
     def unchanged() -> None:
         _check_no_base(disk)
@@ -152,13 +152,15 @@ def _make(
         result = _run(workshop, work, plan, supply, bootstrap, replace(shape, share=supply.share), new)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
             image.check(new, workshop.deadline)
+            size = image.taken(new)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
             deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
             manifest = _manifest(plan, source.named, settings, loaded, result, new, deed)
             if manifest.commit != plan.source.commit:
                 raise ComposerError("the helper does not report the commit as the default deployment")
             manifest = publish_disk(new, disk, manifest, unchanged)
-    return Outcome(disk, manifest, True, supply.moved.bytes, supply.moved.objects)
+    moved = supply.moved
+    return Outcome(disk, manifest, True, moved.bytes, moved.objects, size=size, growth=size - room)
 
 
 def _run(

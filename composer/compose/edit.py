@@ -62,7 +62,7 @@ def carry_out(
     """
     disk, (bootstrap, shape) = work.disk, helper
     overlay, new = folder / "overlay.qcow2", folder / disk.name
-    before, room = _standing(disk), disk.stat().st_blocks * 512
+    before, room = _standing(disk), image.taken(disk)
     check_replaceable(disk, edit.verb)
 
     def unchanged() -> None:
@@ -85,7 +85,7 @@ def carry_out(
             running.machine.detach(target, workshop.deadline)
     with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
         _write_new(overlay, new, disk, manifest, workshop)
-        size = new.stat().st_blocks * 512
+        size = image.taken(new)
         deployments = deployments_of(result)
         commit = edit.commit or (deployments[0].commit if deployments else "")
         deed = Deed.done(edit.verb, commit, edit.began, edit.moved())

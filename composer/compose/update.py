@@ -14,6 +14,7 @@ from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.workshop import Workshop, check_room
 from composer.deadline import Deadline
+from composer.disk import image
 from composer.disk.manifest import (
     Flatten,
     HelperSettings,
@@ -96,7 +97,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             if settled and manifest.commit == commit and unchanged and not overrides.compact:
                 if manifest != present:  # for the updates to come
                     publish_manifest(disk, manifest)
-                return Outcome(disk, manifest, changed=False)
+                return Outcome(disk, manifest, changed=False, size=image.taken(disk))
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
             check_room(disk.parent, room_for(disk, manifest), "the updated disk")

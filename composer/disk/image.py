@@ -12,6 +12,11 @@ from composer.process import run
 from composer.store.folders import copied
 
 
+def taken(path: Path) -> int:
+    """Return the bytes that a file takes on the host's file system; none where there is no file."""
+    return path.stat().st_blocks * 512 if path.exists() else 0
+
+
 def create(path: Path, size: int, deadline: Deadline) -> None:
     """Make an empty qcow2 disk of ``size`` bytes."""
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=off", str(path), str(size)],

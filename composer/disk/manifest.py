@@ -272,14 +272,18 @@ def publish_disk(
     """Put a finished disk and its manifest in place, and return that; a crash leaves the old pair or the new.
 
     ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.  ``check`` may
-    raise at the last moment, when only the rename is left; nothing has changed then.  The new disk gets owner
-    and mode of the composer's disk whose place it takes; what else lay there may have been open to anybody.
+    raise at the last moment, when only the rename is left; nothing has changed then, and BadInput becomes
+    another error, for a VM has run.  The new disk gets owner and mode of the composer's disk whose place it
+    takes; what else lay there may have been open to anybody.
     """
     manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
     fsync_path(new)  # it may take long, so before the check
     _write(manifest, _next_path(disk))
     try:
-        check()
+        try:
+            check()
+        except BadInput as error:
+            raise ComposerError(error.message, hint=error.hint, disk="the disk is as it was") from error
         if disk.exists() and manifest_path(disk).exists():
             give_like(new, disk)
         publish(new, disk)

@@ -110,7 +110,7 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
 
 def _busy(what: str, holder: _Holder | None) -> Busy:
     who = holder or "a process that did not say who it is"
-    return Busy(f"{what} is in use by another composer: {who}", hint="--wait   waits until it has ended")
+    return Busy(f"{what} is in use by another composer: {who}", hint="try again once that has ended")
 
 
 def _refuse_where_held(path: Path, what: str) -> None:

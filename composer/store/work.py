@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer.deadline import Deadline
+from composer.errors import Busy
 from composer.process import companion
 from composer.store.folders import Folders, size_of, written_beside
 from composer.store.locks import locked
@@ -94,6 +95,10 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
     with ExitStack() as held:
         try:
             lock = held.enter_context(locked(lock_path(disk), purpose=purpose, what=what, wait=wait))
+        except Busy as error:
+            if wait is None:
+                error.hint = "--wait   waits until it has ended"
+            raise
         except OSError:
             note.unlink(missing_ok=True)
             raise

@@ -81,6 +81,19 @@ def test_publish_leaves_the_pair_alone(disk: Path, new: Path, manifest_of: Make)
     assert names(disk.parent) == {disk.name, manifest_path(disk).name}
 
 
+def test_a_refusal_at_the_last_moment_is_no_bad_input(disk: Path, new: Path, manifest_of: Make) -> None:
+    def check() -> None:
+        raise BadInput("somebody stands on it", hint="look")
+
+    with pytest.raises(ComposerError, match="somebody stands on it") as caught:
+        publish_disk(new, disk, manifest_of(new, NEW), check)
+    assert caught.value.exit_code == 1
+    assert caught.value.hint == "look"
+    assert caught.value.disk
+    assert disk.read_bytes() == b"old content"
+    assert names(disk.parent) == {disk.name, manifest_path(disk).name}
+
+
 def test_publish_of_a_first_disk(tmp_path: Path, new: Path, manifest_of: Make) -> None:
     first = tmp_path / "first.qcow2"
     publish_disk(new, first, manifest_of(new, NEW))

@@ -125,6 +125,7 @@ WRONG = {
         "users[0].ssh_keys[0]",
     ),
     "missing key file": ('[[users]]\nname = "me"\nssh_key_files = ["x.pub"]\n', "users[0].ssh_key_files[0]"),
+    "shell of root": ('[[users]]\nname = "root"\nshell = "/bin/sh"\n', "users[0]"),
     "uid of root": ('[[users]]\nname = "root"\nuid = 1000\n', "users[0]"),
     "system uid": ('[[users]]\nname = "me"\nuid = 0\n', "users[0].uid"),
     "hash with colon": ('[[users]]\nname = "me"\npassword_hash = "$6$a:b$c"\n', "users[0].password_hash"),

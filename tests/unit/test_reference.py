@@ -35,7 +35,7 @@ OPTIONS = {
     for verb in VERBS.values()
     for parameter in verb.params
     if isinstance(parameter, click.Option)
-    for option in parameter.opts
+    for option in (*parameter.opts, *parameter.secondary_opts)
 }
 
 

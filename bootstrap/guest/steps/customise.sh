@@ -21,7 +21,7 @@ add_user() {
         if [ -e "$folder/uid" ]; then set -- "$@" --uid "$(cat "$folder/uid")"; fi
         if [ -s "$folder/groups" ]; then set -- "$@" --groups "$(cat "$folder/groups")"; fi
         in_product useradd "$@" "$name" || fail "the account $name could not be made"
-    elif [ -e "$folder/uid" ] || [ -s "$folder/groups" ]; then
+    elif [ -e "$folder/uid" ] || [ -s "$folder/groups" ] || [ "$(cat "$folder/shell")" != /bin/bash ]; then
         fail "the tree has an account $name already, so give it a password_hash and ssh keys alone"
     fi
     if [ -e "$folder/password-hash" ]; then
