@@ -16,6 +16,7 @@ from composer.compose.supply import Supply, opened_supply
 from composer.compose.target import new_target
 from composer.compose.workshop import Workshop, check_room
 from composer.disk import image
+from composer.disk.inuse import check_unused
 from composer.disk.manifest import (
     Deed,
     Deployment,
@@ -107,13 +108,14 @@ def _build(
                     f"{disk} was written to since the composer's last job; a build would lose that",
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
-        check_place(disk)
-        _check_no_base(disk)
+        _check_replaceable(disk)
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, work, plan, source, repo, settings, loaded)
 
 
-def _check_no_base(disk: Path) -> None:
+def _check_replaceable(disk: Path) -> None:
+    check_place(disk)
+    check_unused(disk)
     if disk.exists() and (overlays := overlays_on(disk)):
         raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
 
@@ -131,7 +133,7 @@ def _make(
     before, room = Identity.found(disk), image.taken(disk)
 
     def unchanged() -> None:
-        _check_no_base(disk)
+        _check_replaceable(disk)
         if before != Identity.found(disk):
             raise ComposerError(
                 f"{disk} was changed by somebody else while the build ran",

@@ -14,6 +14,7 @@ from composer.compose.build import deployments_of, room_of
 from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop
 from composer.disk import image
+from composer.disk.inuse import check_unused
 from composer.disk.manifest import Deed, Deployment, Identity, Manifest, check_place, publish_disk
 from composer.disk.qcow2 import check_chain, check_disk, overlays_on
 from composer.errors import BadInput, ComposerError
@@ -97,8 +98,9 @@ def carry_out(
 
 
 def check_replaceable(disk: Path, verb: str) -> None:
-    """Raise BadInput where another file in the place of a disk would lose or harm something."""
+    """Raise BadInput, or Busy, where another file in the place of a disk would lose or harm something."""
     check_place(disk)
+    check_unused(disk)
     if check_disk(disk).snapshots:
         raise BadInput(
             f"{disk} has internal snapshots, which the {verb} would lose",

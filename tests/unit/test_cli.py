@@ -20,6 +20,7 @@ from composer.cli.app import cli
 from composer.disk.manifest import manifest_path
 from composer.resources import recipes_folder
 from composer.store.locks import locked
+from tests.unit.test_inuse import opened
 
 Composer = Callable[..., subprocess.CompletedProcess[str]]
 Fake = Callable[[str, str], Path]
@@ -104,6 +105,18 @@ def test_locked_disk(composer: Composer, good_disk: Path, verb: str) -> None:
     assert f"pid {os.getpid()}" in done.stderr
     assert "a long job" in done.stderr
     assert "try:" in done.stderr
+
+
+def test_a_disk_that_a_vm_runs(composer: Composer, tmp_path: Path, good_disk: Path, tiny_repo: Path) -> None:
+    before = good_disk.read_bytes()
+    build = recipe(tmp_path, tiny_repo)
+    with opened(good_disk):
+        for argv in (["update", good_disk], ["build", build, "-o", good_disk, "--force"]):
+            done = composer(*argv)
+            assert done.returncode == 1
+            assert "in use by a running VM" in done.stderr
+            assert "try:" in done.stderr
+    assert good_disk.read_bytes() == before
 
 
 def test_update_of_a_disk_that_is_up_to_date(composer: Composer, good_disk: Path) -> None:

@@ -1,0 +1,47 @@
+"""Whether QEMU, or a tool of its, has a disk open, by the locks that it leaves on the file.
+
+The composer's own lock is between composers.  A VM takes QEMU's (block/file-posix.c): one byte for each thing
+that it does to the file, and one for each that it lets nobody else do.  Size and time of a disk say nothing
+of a VM that has it open and has not written yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from composer.errors import Busy
+
+# RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, and the bit of BLK_PERM_WRITE.
+_WRITES = 100 + 1
+_LETS_NOBODY_WRITE = 200 + 1
+# struct flock of fcntl(2): type, whence, start, length, pid.
+_FLOCK = struct.Struct("hhqqii")
+
+
+def check_unused(disk: Path) -> None:
+    """Raise Busy where a VM or another program of QEMU has a disk open; where there is none, nobody has."""
+    try:
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        used = any(_is_locked(descriptor, byte) for byte in (_WRITES, _LETS_NOBODY_WRITE))
+    finally:
+        os.close(descriptor)
+    if used:
+        raise Busy(
+            f"{disk} is in use by a running VM, or by another program of QEMU",
+            hint=f"fuser -v {disk}   tells which; shut it down first",
+        )
+
+
+def _is_locked(descriptor: int, byte: int) -> bool:
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0, 0)
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+    except OSError:  # a file system without such locks, where QEMU does without them too
+        return False
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)

@@ -1,0 +1,64 @@
+"""Disks that a VM has open, seen by QEMU's own locks."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from composer.disk.inuse import check_unused
+from composer.errors import Busy
+
+
+@contextmanager
+def opened(disk: Path, options: str = "") -> Iterator[None]:
+    """Have a QEMU hold a qcow2 disk for the block, which writes nothing to it."""
+    monitor = disk.with_name("qmp")
+    argv = ["qemu-storage-daemon", "--blockdev", f"driver=file,filename={disk},node-name=file{options}",
+            "--blockdev", f"driver=qcow2,file=file,node-name=disk{options}",
+            "--pidfile", str(monitor)]  # fmt: skip
+    with subprocess.Popen(argv) as process:
+        try:
+            began = time.monotonic()
+            while not monitor.exists():  # it is written once all is open
+                assert process.poll() is None
+                assert time.monotonic() - began < 20
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    made = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "8M"], check=True)
+    return made
+
+
+@pytest.mark.parametrize("options", ["", ",read-only=on"])
+def test_a_disk_that_is_open(disk: Path, options: str) -> None:
+    check_unused(disk)
+    before = disk.stat().st_mtime_ns
+    with opened(disk, options), pytest.raises(Busy, match="in use by a running VM") as caught:
+        check_unused(disk)
+    assert disk.stat().st_mtime_ns == before
+    assert caught.value.hint
+    check_unused(disk)
+
+
+def test_a_base_of_a_disk_that_is_open(disk: Path) -> None:
+    overlay = disk.with_name("overlay.qcow2")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk, overlay], check=True
+    )
+    with opened(overlay), pytest.raises(Busy):
+        check_unused(disk)
+
+
+def test_a_disk_that_is_not_there(tmp_path: Path) -> None:
+    check_unused(tmp_path / "none.qcow2")
