@@ -31,8 +31,9 @@ _MODE = "bare-user"
 # Below a remote's refs: one for each commit that was fetched, for as long as it is used.
 _PINNED = "pinned"
 _IN_USE_SECONDS = 86400.0
-# A remote's address but while it is pulled from.
+# A remote's address but while it is pulled from, and before its keys are all there.
 _NOWHERE = "file:///"
+_UNFINISHED = "file:///unfinished"
 # What libostree 2022.7 says, by what is at fault (ostree-repo-pull.c, ostree-repo-pull-verify.c,
 # ostree-gpg-verify-result.c).
 _UNTRUSTED = re.compile(
@@ -61,6 +62,10 @@ class CheckedRepo:
         """Return it as the repo in which all that was fetched of ``source`` is found."""
         return Repo(self.path, source, _MODE)
 
+    def _exists(self) -> bool:
+        # What `ostree init` makes last (ostree_repo_create); one that was cut off is gone on with.
+        return (self.path / "objects").is_dir()
+
     @contextmanager
     def _held(self, deadline: Deadline) -> Iterator[Repo]:
         """Hold its lock, and have it made: two pulls at once would write the same objects."""
@@ -68,11 +73,13 @@ class CheckedRepo:
         lock = self.folder / ".lock"
         with locked(lock, purpose="fetching a commit", what="the composer's own repo", wait=deadline):
             repo = self.of("the composer's own repo")
-            if not (self.path / "config").exists():
+            if not self._exists():
                 self.path.mkdir(exist_ok=True)
                 try:
                     repo.ostree("init", f"--mode={_MODE}", deadline=deadline)
                 except ToolFailed as error:
+                    if _FULL.search(error.stderr):
+                        raise NoSpace(f"no room for a repo in {self.folder}", hint=FREE_ROOM) from error
                     raise BadInput(
                         f"no OSTree repo can be made in {self.folder}: {error.message}",
                         hint="export COMPOSER_CACHE=FOLDER   on a file system with extended attributes",
@@ -128,7 +135,7 @@ class CheckedRepo:
         Those of the last day stay in any case: a job may be at work with them.  Returns the refs and commits
         that go; with ``dry`` nothing does.
         """
-        if not (self.path / "config").exists():
+        if not self._exists():
             return []
         with self._held(deadline) as repo:
             before = min(before, time.time() - _IN_USE_SECONDS)
@@ -148,20 +155,26 @@ def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:
 
 def _remote(repo: Repo, source: str, trust: Trust, deadline: Deadline) -> str:
     """Have a remote for a source as it is trusted by one recipe; what others trust is another remote."""
-    name = f"c-{hashlib.sha256(f'{source} {trust.digest}'.encode()).hexdigest()[:24]}"
-    if name in repo.ostree("remote", "list", deadline=deadline).split():
+    name = f"r-{hashlib.sha256(f'{source} {trust.digest}'.encode()).hexdigest()[:24]}"
+    config = repo.path / "config"
+    address = _read(config).get(_group(name), "url", fallback=None)
+    if address not in (None, _UNFINISHED):
         return name
+    if address == _UNFINISHED:
+        repo.ostree("remote", "delete", name, deadline=deadline)
+    # Not --no-sign-verify: libostree 2022.7 takes that for --no-gpg-verify as well.
+    option = "--set=gpg-verify=true" if trust.gpg else "--no-gpg-verify"
+    repo.ostree("remote", "add", option, name, _UNFINISHED, deadline=deadline)
     with tempfile.TemporaryDirectory() as folder:
-        # Not --no-sign-verify: libostree 2022.7 takes that for --no-gpg-verify as well.
-        options = ["--set=gpg-verify=true"] if trust.gpg else ["--no-gpg-verify"]
-        for number, key in enumerate(trust.gpg):
-            path = Path(folder) / str(number)
-            path.write_bytes(key)
-            options.append(f"--gpg-import={path}")
-        try:
-            repo.ostree("remote", "add", *options, name, _NOWHERE, deadline=deadline)
-        except ToolFailed as error:
-            raise BadInput(f"the recipe's GPG keys cannot be used: {error.message}") from error
+        path = Path(folder) / "keys"
+        # One by one: of several --gpg-import of `remote add` only the last counts (ostree 2022.7).
+        for keys in trust.gpg:
+            path.write_bytes(keys)
+            try:
+                repo.ostree("remote", "gpg-import", f"--keyring={path}", name, deadline=deadline)
+            except ToolFailed as error:
+                raise BadInput(f"the recipe's GPG keys cannot be used: {error.message}") from error
+    _write_url(config, name, _NOWHERE)
     return name
 
 
@@ -193,10 +206,19 @@ def _addressed(repo: Repo, remote: str, url: str) -> Iterator[tuple[str, ...]]:
             _write_url(config, remote, _NOWHERE)
 
 
-def _write_url(config: Path, remote: str, url: str) -> None:
+def _group(remote: str) -> str:
+    return f'remote "{remote}"'
+
+
+def _read(config: Path) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.read_string(config.read_text())
-    parser.set(f'remote "{remote}"', "url", url)
+    return parser
+
+
+def _write_url(config: Path, remote: str, url: str) -> None:
+    parser = _read(config)
+    parser.set(_group(remote), "url", url)
     with written_beside(config, 0o600) as new, new.open("w") as file:
         parser.write(file, space_around_delimiters=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from composer.compose.source import opened_source
 from composer.deadline import Deadline
-from composer.errors import NotTrusted, RepoDamaged
+from composer.errors import BadInput, NoSpace, NotTrusted, RepoDamaged
 from composer.export.http import http_export
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo
@@ -84,6 +84,39 @@ def test_gpg(scene: Scene, gpg: Gpg, tmp_path: Path) -> None:
         scene.fetch(trust)
     gpg.sign(scene.repo.path, scene.commit)
     assert scene.fetch(trust).has_commit(scene.commit, scene.deadline)
+
+
+def test_any_of_several_keyrings_will_do(scene: Scene, gpg: Gpg, tmp_path: Path) -> None:
+    other = Gpg(tmp_path / "other").make()
+    other.end()
+    gpg.sign(scene.repo.path, scene.commit)
+    scene.fetch(Trust(gpg=(gpg.public(), other.public())))
+    scene.fetch(Trust(gpg=(other.public(), gpg.public())))
+
+
+def test_what_was_cut_off_before_the_keys_were_there_is_made_anew(
+    scene: Scene, gpg: Gpg, fake_tool: Callable[[str, str], Path]
+) -> None:
+    trust = Trust(gpg=(gpg.public(),))
+    gpg.sign(scene.repo.path, scene.commit)
+    real = shutil.which("ostree")
+    fake = fake_tool("ostree", f'case "$*" in *gpg-import*) exit 9 ;; esac\nexec {real} "$@"')
+    with pytest.raises(BadInput, match="keys cannot be used"):
+        scene.fetch(trust)
+    fake.unlink()
+    scene.fetch(trust)
+
+
+def test_a_repo_whose_making_was_cut_off_is_gone_on_with(scene: Scene) -> None:
+    scene.checked.path.mkdir(parents=True)
+    (scene.checked.path / "config").write_text("[core]\nrepo_version=1\nmode=bare-user\n")
+    scene.fetch(Trust())
+
+
+def test_a_full_cache_is_told_as_such(scene: Scene, fake_tool: Callable[[str, str], Path]) -> None:
+    fake_tool("ostree", "echo 'error: mkdirat: No space left on device' >&2; exit 1")
+    with pytest.raises(NoSpace, match="no room for a repo"):
+        scene.fetch(Trust())
 
 
 def test_the_age_of_a_signed_commit_is_known_too(scene: Scene, gpg: Gpg) -> None:

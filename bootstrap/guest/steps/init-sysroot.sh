@@ -22,13 +22,14 @@ ln -s ../loader/syslinux.cfg "$SYSROOT/boot/syslinux/syslinux.cfg"
 
 if has remote-url; then
     # The product verifies its upgrades with the keys that its first commit was verified with.
-    set -- --set=gpg-verify=true
-    for key in "$JOB"/data/gpg-keys/*; do
-        if [ -e "$key" ]; then set -- "$@" --gpg-import="$key"; fi
-    done
-    [ $# -gt 1 ] || set -- --no-gpg-verify
+    verify=--set=gpg-verify=true
+    has gpg-keys || verify=--no-gpg-verify
     remote=$(param remote-name)
-    ostree --repo="$repo" remote add "$@" "$remote" "$(param remote-url)"
+    ostree --repo="$repo" remote add "$verify" "$remote" "$(param remote-url)"
+    # One by one: of several --gpg-import of `remote add` only the last counts (ostree 2022.7).
+    for key in "$JOB"/data/gpg-keys/*; do
+        if [ -e "$key" ]; then ostree --repo="$repo" remote gpg-import --keyring="$key" "$remote"; fi
+    done
     if has ed25519-keys; then
         # By hand: `remote add` refuses a kind of signature that this ostree cannot check itself.
         group="remote \"$remote\""
