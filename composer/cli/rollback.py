@@ -22,8 +22,7 @@ def rollback(disk: Path, job: JobOptions) -> None:
     """
     with session(job) as made:
         outcome = rollback_disk(made.workshop, disk.resolve())
-        text = (
-            f"{disk} boots commit {outcome.manifest.commit[:12]} again, "
-            f"{outcome.manifest.deployments[1].commit[:12]} stays on it"
-        )
+        first, *others = outcome.manifest.deployments
+        left = [other.commit[:12] for other in others if other.stateroot == first.stateroot]
+        text = f"{disk} boots commit {first.commit[:12]} again, {', '.join(left)} stays on it"
         tell_outcome(made, disk, outcome, text)

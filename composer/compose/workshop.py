@@ -11,7 +11,7 @@ from pathlib import Path
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
-from composer.disk.manifest import Identity, settle
+from composer.disk.manifest import Identity, load_manifest, settle
 from composer.errors import (
     FREE_ROOM,
     BadInput,
@@ -322,9 +322,12 @@ def told_of(disk: Path) -> Iterator[None]:
     before = Identity.found(disk)
 
     def state() -> str:
-        if before != Identity.found(disk):
-            return f"{disk} is the new one"
-        return f"{disk} is as it was before" if before else f"there is no {disk}, as before"
+        if before == (now := Identity.found(disk)):
+            return f"{disk} is as it was before" if before else f"there is no {disk}, as before"
+        with suppress(BadInput):
+            if now and (manifest := load_manifest(disk)) and manifest.disk == now:
+                return f"{disk} is the new one"
+        return f"{disk} was {'written to' if now else 'taken away'} by another program meanwhile"
 
     try:
         yield

@@ -283,7 +283,7 @@ def publish_disk(
         try:
             check()
         except BadInput as error:
-            raise ComposerError(error.message, hint=error.hint, disk="the disk is as it was") from error
+            raise ComposerError(error.message, hint=error.hint) from error
         if disk.exists() and manifest_path(disk).exists():
             give_like(new, disk)
         publish(new, disk)

@@ -101,14 +101,20 @@ def check_utf8(path: Path) -> None:
 def give_like(new: Path, like: Path) -> None:
     """Give a file the owner, mode, access list and label of the one whose place it is to take.
 
-    Who is not root gives what he may: a group that he is in, and the rest.
+    Who is not root gives what he may: a group that he is in, and the rest.  Of another group nobody may
+    anything, whatever the mode and the access list are.
     """
     status = like.stat()
     for owner, group in ((status.st_uid if os.geteuid() == 0 else -1, -1), (-1, status.st_gid)):
         with suppress(OSError):  # EINVAL where a user namespace does not know the group
             os.chown(new, owner, group)
-    new.chmod(status.st_mode & 0o777)
-    for name in ("system.posix_acl_access", "security.selinux"):
+    mode, names = status.st_mode & 0o777, ["security.selinux"]
+    if new.stat().st_gid == status.st_gid:
+        names.append("system.posix_acl_access")
+    else:  # what one group may do is not for another one
+        mode &= 0o707
+    new.chmod(mode)
+    for name in names:
         with suppress(OSError):  # it has none, or the file system knows none
             os.setxattr(new, name, os.getxattr(like, name))
 
@@ -151,7 +157,9 @@ def copied(source: Path, target: Path) -> None:
             end = os.lseek(original.fileno(), start, os.SEEK_HOLE)
             copy.seek(start)
             while start < end:
-                start += os.sendfile(copy.fileno(), original.fileno(), start, end - start)
+                if not (sent := os.sendfile(copy.fileno(), original.fileno(), start, end - start)):
+                    raise OSError(errno.EIO, "the file was cut short while it was copied", str(source))
+                start += sent
         copy.truncate(size)
 
 

@@ -16,9 +16,17 @@ import pytest
 
 from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, check_rooms, update
-from composer.compose.workshop import Bench, Options, Workshop
+from composer.compose.workshop import Bench, Options, Workshop, told_of
 from composer.deadline import Deadline
-from composer.disk.manifest import HelperSettings, Identity, Manifest, Room, load_manifest, manifest_path
+from composer.disk.manifest import (
+    HelperSettings,
+    Identity,
+    Manifest,
+    Room,
+    load_manifest,
+    manifest_path,
+    publish_disk,
+)
 from composer.disk.qcow2 import check_chain, check_disk
 from composer.errors import BadInput, ComposerError, GuestStepFailed, HelperDied
 from composer.events import Reporter, Tape
@@ -384,6 +392,42 @@ def test_errors_tell_the_state_of_the_disk(workshop: FakeWorkshop, old_disk: Pat
     with pytest.raises(HelperDied) as caught:
         update(workshop, old_disk, Overrides())
     assert caught.value.disk == f"{old_disk} is as it was before"
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        (lambda disk: disk.write_bytes(b"other"), "was written to by another program meanwhile"),
+        (lambda disk: disk.unlink(), "was taken away by another program meanwhile"),
+    ],
+)
+def test_errors_tell_what_others_did_to_the_disk(
+    workshop: FakeWorkshop, old_disk: Path, does: Callable[[Path], object], told: str
+) -> None:
+    def fail() -> None:
+        does(old_disk)
+        raise HelperDied("the VM ended")
+
+    workshop.shell.before = fail
+    with pytest.raises(HelperDied) as caught:
+        update(workshop, old_disk, Overrides())
+    assert caught.value.disk == f"{old_disk} {told}"
+
+
+def test_an_error_after_the_switch_says_that_the_disk_is_the_new_one(
+    old_disk: Path, manifest_of: Callable[..., Manifest]
+) -> None:
+    new = old_disk.with_name("new.qcow2")
+    shutil.copy(old_disk, new)
+
+    def switch() -> None:
+        with told_of(old_disk):
+            publish_disk(new, old_disk, manifest_of(new))
+            raise HelperDied("too late")
+
+    with pytest.raises(HelperDied) as caught:
+        switch()
+    assert caught.value.disk == f"{old_disk} is the new one"
 
 
 def test_rollback(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:
