@@ -4,13 +4,14 @@ certificates, and the proxy variables of the environment (http_proxy, https_prox
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from composer.deadline import Deadline
@@ -27,6 +28,8 @@ _RESUMES = 5
 _CHUNK = 2**18
 _LARGEST_TEXT = 2**20
 _CONNECTIONS = 16
+# What reading from a connection raises: requests' own, urllib3's where nothing of requests is in between.
+_BROKEN = (requests.RequestException, HTTPError, OSError)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Upstream:
             backoff_factor=0.3,
             status_forcelist=(429, 500, 502, 503, 504),
             raise_on_status=False,
+            respect_retry_after_header=False,  # it may ask for hours, which know of no deadline
         )
         adapter = HTTPAdapter(max_retries=retry, pool_maxsize=_CONNECTIONS)
         for scheme in ("http://", "https://"):
@@ -96,8 +100,13 @@ class Upstream:
                 if answer.status_code in (404, 410):
                     return None
                 self._check_status(answer, path)
-                return answer.raw.read(_LARGEST_TEXT, decode_content=True).decode("utf-8", "replace")
-        except (requests.RequestException, OSError) as error:
+                text = bytearray()
+                for piece in self._pieces(answer, path):
+                    text += piece
+                    if len(text) > _LARGEST_TEXT:
+                        raise ComposerError(f"{self.url}/{path} is larger than a file of that kind can be")
+                return text.decode("utf-8", "replace")
+        except _BROKEN as error:
             raise BadInput(f"the repo {self.url} cannot be reached: {_cause(error)}") from error
 
     def download(self, path: str, target: Path) -> bool:
@@ -112,8 +121,8 @@ class Upstream:
                 try:
                     if not self._append(path, part):
                         return False
-                except (requests.RequestException, OSError) as error:
-                    if full := NoSpace.told_by(error):
+                except _BROKEN as error:
+                    if isinstance(error, OSError) and (full := NoSpace.told_by(error)):
                         raise full from error
                     if attempt == _RESUMES - 1 or self._deadline.expired:
                         raise ComposerError(f"{self.url}/{path} breaks off: {_cause(error)}") from error
@@ -141,13 +150,18 @@ class Upstream:
             with part.open("ab" if resumed else "wb") as file:
                 wanted = int(answer.headers.get("Content-Length", -1))
                 got = 0
-                for chunk in answer.iter_content(_CHUNK):
-                    file.write(chunk)
-                    got += len(chunk)
-                    self._deadline.check(f"{self.url}/{path}")
+                for piece in self._pieces(answer, path):
+                    file.write(piece)
+                    got += len(piece)
             if wanted >= 0 and got < wanted:
                 raise OSError(f"{got} of {wanted} bytes came")
         return True
+
+    def _pieces(self, answer: requests.Response, path: str) -> Iterator[bytes]:
+        """Yield what comes as it comes: who says a byte now and then would never fill a larger piece."""
+        while piece := answer.raw.read1(_CHUNK, decode_content=True):
+            yield piece
+            self._deadline.check(f"{self.url}/{path}")
 
     def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
         left = self._deadline.left() + 1

@@ -6,8 +6,9 @@ import base64
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import pytest
 from composer.compose.source import opened_source
 from composer.compose.supply import Supply, obstacles
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, GuestStepFailed
+from composer.errors import BadInput, ComposerError, DeadlineExpired, GuestStepFailed
 from composer.events import Reporter, Tape
 from composer.export.choice import Choice, choose
 from composer.export.delta import Wanted, cache_of, delta_disk, lacking, shared_folder
@@ -204,6 +205,62 @@ def test_one_that_breaks_off_each_time_fails_and_leaves_nothing(tmp_path: Path, 
     with served(Moody) as url, pytest.raises(ComposerError, match="breaks off"):
         Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Says a byte now and then, and when it is asked for the repo's config comes again much later."""
+
+    later = False
+
+    def do_GET(self) -> None:
+        if self.later:
+            self.send_response(503)
+            self.send_header("Retry-After", "3600")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+class Later(Slow):
+    """Asks to be asked again in an hour."""
+
+    later = True
+
+
+def test_a_server_that_says_little_holds_nobody_up(tmp_path: Path) -> None:
+    asks: list[Callable[[Upstream], object]] = [
+        lambda upstream: upstream.text("config"),
+        lambda upstream: upstream.download("objects/x", tmp_path / "x"),
+    ]
+    began = time.monotonic()
+    with served(Slow) as url:
+        for ask in asks:
+            with pytest.raises(DeadlineExpired):
+                ask(Upstream(url, Tls(), Deadline.after(0.5)))
+    assert time.monotonic() - began < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(deadline: Deadline) -> None:
+    began = time.monotonic()
+    with served(Later) as url, pytest.raises(ComposerError, match="503"):
+        Upstream(url, Tls(), deadline).text("config")
+    assert time.monotonic() - began < 15
+
+
+def test_a_small_file_that_breaks_off_is_told(tmp_path: Path, deadline: Deadline) -> None:
+    Moody.breaks, Moody.busy = 1, 0
+    with served(Moody) as url, pytest.raises(BadInput, match="cannot be reached"):
+        Upstream(url, Tls(), deadline).text("config")
 
 
 def test_the_proxy_of_the_environment_is_used(
