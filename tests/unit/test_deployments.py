@@ -226,6 +226,17 @@ def test_the_oldest_of_the_stateroot_go(sysroot: Sysroot) -> None:
     assert asked == ["admin deploy --os=debian os", "admin undeploy 3", "admin undeploy 2"]
 
 
+def test_one_that_is_pinned_stays_and_is_not_counted(sysroot: Sysroot) -> None:
+    for number, commit in enumerate((A, C, B), start=1):
+        tree = sysroot.deploy(str(number), str(number), commit)
+        if commit == A:
+            with tree.with_name(tree.name + ".origin").open("a") as origin:
+                origin.write("[libostree-transient]\npinned=true\n")
+    ran = sysroot.run(OSTREE % "false" + shipped("deploy"), stateroot="debian", ref="os", commit=B, keep="1")
+    assert ran.code == 0, ran.last
+    assert (ran.folder / "state/asked").read_text() == "admin undeploy 1\n"
+
+
 @pytest.mark.parametrize(
     ("present", "keep", "options"),
     [

@@ -18,12 +18,23 @@ is_default() {
     read -r _ first checksum _ <"$JOB/state/boot-entries" && [ "$first $checksum" = "$stateroot $commit" ]
 }
 
-# list: lists the deployments; count is how many of them are the stateroot's, oldest the index of its last one.
+# is_pinned STATEROOT CHECKSUM SERIAL: whether the product's admin pinned it (`ostree admin pin`).
+is_pinned() {
+    while read -r line; do
+        [ "$line" != pinned=true ] || return 0
+    done <"$SYSROOT/ostree/deploy/$1/deploy/$2.$3.origin"
+    return 1
+}
+
+# list: lists the deployments; count is how many of them are the stateroot's and may go, oldest the index of the
+# last of these.
 list() {
     boot_entries
     count=0 index=0 oldest=0
-    while read -r _ root _; do
-        if [ "$root" = "$stateroot" ]; then count=$((count + 1)) oldest=$index; fi
+    while read -r _ root checksum serial _; do
+        if [ "$root" = "$stateroot" ] && ! is_pinned "$root" "$checksum" "$serial" 2>/dev/null; then
+            count=$((count + 1)) oldest=$index
+        fi
         index=$((index + 1))
     done <"$JOB/state/boot-entries"
 }
