@@ -13,9 +13,10 @@ from composer.recipe.values import show_size
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    # What was used within a day a running job may be about to open.
+    type=click.FloatRange(min=1),
     metavar="DAYS",
-    help="Also what was not used for so long: images, templates, delta disks, commits, logs.",
+    help="Also what was not used for so long, a day or more: images, templates, delta disks, commits, logs.",
 )
 @job_options("libvirt")
 def gc(dry_run: bool, older_than: float | None, job: JobOptions) -> None:

@@ -30,7 +30,7 @@ from composer.disk.manifest import (
     load_manifest,
     publish_disk,
 )
-from composer.disk.qcow2 import overlays_on
+from composer.disk.qcow2 import hidden_beside, overlays_on
 from composer.errors import BadInput, ComposerError
 from composer.export.delta import Wanted
 from composer.helper.bootstrap import BootstrapImage
@@ -120,6 +120,16 @@ def _check_replaceable(disk: Path) -> None:
         raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
 
 
+def warn_of_hidden(workshop: Workshop, disk: Path, verb: str) -> None:
+    """Warn of files beside a disk that cannot be read: where one stands on it, the verb harms that one."""
+    if hidden := hidden_beside(disk):
+        names = ", ".join(path.name for path in hidden[:3]) + (", ..." if len(hidden) > 3 else "")
+        workshop.reporter.warn(
+            "beside",
+            f"not readable beside {disk}: {names}; a disk that stands on it would not survive the {verb}",
+        )
+
+
 def _make(
     workshop: Workshop,
     work: Work,
@@ -131,6 +141,8 @@ def _make(
 ) -> Outcome:
     disk, began = work.disk, time.monotonic()
     before, room = Identity.found(disk), image.taken(disk)
+    if before:
+        warn_of_hidden(workshop, disk, "build")
 
     def unchanged() -> None:
         _check_replaceable(disk)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from composer.compose.build import deployments_of, room_of
+from composer.compose.build import deployments_of, room_of, warn_of_hidden
 from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop
 from composer.disk import image
@@ -65,6 +65,7 @@ def carry_out(
     overlay, new = folder / "overlay.qcow2", folder / disk.name
     before, room = _standing(disk), image.taken(disk)
     check_replaceable(disk, edit.verb)
+    warn_of_hidden(workshop, disk, edit.verb)
 
     def unchanged() -> None:
         check_replaceable(disk, edit.verb)

@@ -33,8 +33,8 @@ from composer.store.work import clear_folders, lock_path, noted_disks
 def collect(workshop: Workshop, days: float | None = None, *, dry: bool = False) -> int:
     """Remove what is of no use, telling each; return the bytes that this gives back.
 
-    That includes what was not used for so many ``days``, where they are given.  With ``dry`` nothing is
-    removed.
+    That includes what was not used for so many ``days``, where they are given; one at least, for what was
+    used within a day a job may be about to open.  With ``dry`` nothing is removed.
     """
     folders, reporter = workshop.folders, workshop.reporter
     runs = Runs.of(folders)

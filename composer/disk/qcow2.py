@@ -90,6 +90,12 @@ def overlays_on(disk: Path) -> list[Path]:
     return sorted(found)
 
 
+def hidden_beside(disk: Path) -> list[Path]:
+    """Return the files in the folder of ``disk`` that cannot be read: what they stand on is not known."""
+    files = (path for path in disk.parent.iterdir() if path.is_file() and not path.is_symlink())
+    return sorted(path for path in files if not os.access(path, os.R_OK))
+
+
 def _is(disk: Path, path: Path) -> bool:
     with suppress(OSError, ValueError):  # there is none, or no path can be so
         return path.samefile(disk)

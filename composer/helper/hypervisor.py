@@ -78,7 +78,7 @@ _T = TypeVar("_T")
 def _bounded(call: Callable[[], _T], doing: str) -> _T:
     """Return what a call into libvirt returns; DeadlineExpired where it does not return.
 
-    libvirt itself waits for a QEMU that does not answer, without end and deaf to signals.
+    libvirt itself waits for a QEMU, or a daemon, that does not answer, without end and deaf to signals.
     """
     returned: list[_T] = []
     raised: list[BaseException] = []
@@ -93,7 +93,7 @@ def _bounded(call: Callable[[], _T], doing: str) -> _T:
     asking.start()
     asking.join(_CALL_SECONDS)
     if asking.is_alive():
-        raise DeadlineExpired(f"QEMU did not answer libvirt in {_CALL_SECONDS:.0f} s while {doing}")
+        raise DeadlineExpired(f"libvirt, or QEMU, did not answer in {_CALL_SECONDS:.0f} s while {doing}")
     if raised:
         raise raised[0]
     return returned[0]
@@ -109,7 +109,7 @@ class Host:
 
     def version(self) -> str:
         """Return the version of QEMU, such as '7.2.22'."""
-        number = self._connection.getVersion()
+        number = _bounded(self._connection.getVersion, "asking for QEMU's version")
         return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
     def libvirt_version(self) -> int:
@@ -119,7 +119,11 @@ class Host:
     def abilities(self, kind: str) -> Abilities | None:
         """Return what the host offers for domains of ``kind``; None where it offers none."""
         try:
-            answer = self._connection.getDomainCapabilities(None, "x86_64", "q35", kind)
+            # It runs QEMU to find out, the first time.
+            answer = _bounded(
+                lambda: self._connection.getDomainCapabilities(None, "x86_64", "q35", kind),
+                "asking what QEMU can do",
+            )
         except libvirt.libvirtError:
             return None
         tree = ElementTree.fromstring(answer)  # noqa: S314 - from libvirt, which is trusted
@@ -404,7 +408,7 @@ def _embedded(root: Path) -> Any:
 def _opened(uri: str, hint: str) -> Any:
     _start_event_loop()
     try:
-        return libvirt.open(uri)
+        return _bounded(lambda: libvirt.open(uri), f"opening {uri}")
     except libvirt.libvirtError as error:
         raise BadInput(
             f"libvirt does not answer at {uri}: {error.get_error_message()}",

@@ -66,7 +66,10 @@ def test_verbs(composer: Composer) -> None:
     assert composer("--version").stdout.startswith("composer, version ")
 
 
-@pytest.mark.parametrize("argv", [["nothing"], ["build"], ["build", "--no-such"], ["vm", "list", "x"], []])
+@pytest.mark.parametrize(
+    "argv",
+    [["nothing"], ["build"], ["build", "--no-such"], ["vm", "list", "x"], ["gc", "--older-than", "0.5"], []],
+)
 def test_wrong_use(composer: Composer, argv: list[str]) -> None:
     done = composer(*argv)
     assert done.returncode == 2

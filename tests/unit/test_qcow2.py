@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composer.disk.qcow2 import Header, check_disk, overlays_on
+from composer.disk.qcow2 import Header, check_disk, hidden_beside, overlays_on
 from composer.errors import BadInput
+from tests.unit.unprivileged import as_nobody
 
 # docs/interop/qcow2.txt: version 3, from the magic to the header's length.
 FIELDS = {
@@ -285,3 +286,14 @@ def test_any_header_is_read_or_refused(
 def test_noise_is_read_or_refused(raw: bytes) -> None:
     with tempfile.TemporaryDirectory() as name, suppress(BadInput):
         check_disk(written(Path(name), raw))
+
+
+def test_what_cannot_be_read_beside_a_disk_is_known(tmp_path: Path) -> None:
+    written(tmp_path, header())
+    written(tmp_path, header(backing=b"disk.qcow2"), "secret.qcow2").chmod(0o000)
+    tmp_path.chmod(0o755)
+
+    def look() -> None:
+        assert hidden_beside(Path("disk.qcow2")) == [Path("secret.qcow2")]
+
+    as_nobody(tmp_path, look)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from composer.store.folders import (
 )
 from composer.store.locks import is_abandoned, is_locked, locked
 from composer.store.runs import Runs
+from tests.unit.unprivileged import NOBODY, as_nobody
 
-_NOBODY = 65534
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -379,34 +379,14 @@ def test_another_group_does_not_get_what_was_for_one(tmp_path: Path) -> None:
         like = tmp_path / "like"
         like.touch(0o664)
         for path in (tmp_path, new):
-            os.chown(path, _NOBODY, _NOBODY)
+            os.chown(path, NOBODY, NOBODY)
     was = like.stat()
     assert was.st_mode & 0o070
     # Relative: nobody may pass through the folders above.
     near = Path("like") if like.parent == tmp_path else like
-    _as_nobody(tmp_path, lambda: give_like(Path("new"), near))
+    as_nobody(tmp_path, lambda: give_like(Path("new"), near))
     assert new.stat().st_gid != was.st_gid
     assert new.stat().st_mode & 0o777 == was.st_mode & 0o707
-
-
-def _as_nobody(folder: Path, act: Callable[[], None]) -> None:
-    """Do something in a folder as a user without rights; as ourselves, where we are not root."""
-    inside = os.open(folder, os.O_RDONLY)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.fchdir(inside)
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-                os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(inside)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
