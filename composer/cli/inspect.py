@@ -16,7 +16,11 @@ from composer.recipe.values import show_size
 @click.command()
 @click.argument("disk", type=PATH)
 @click.option("--deep", is_flag=True, help="Look into the disk itself, from a helper VM.")
-@click.option("--fsck", is_flag=True, help="As --deep, and check every object against its checksum.")
+@click.option(
+    "--fsck",
+    is_flag=True,
+    help="As --deep, and check the file system, and every object against its checksum.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @job_options("helper", "disk")
 def inspect(disk: Path, deep: bool, fsck: bool, as_json: bool, job: JobOptions) -> None:
@@ -86,7 +90,10 @@ def _print(said: dict[str, Any]) -> None:
             [
                 ("root used", show_size(deep["root_used"])),
                 ("root free", show_size(deep["root_free"])),
-                ("objects", "all checked, clean" if deep["fsck"] else "not checked; --fsck does"),
+                (
+                    "file system, objects",
+                    "all checked, clean" if deep["fsck"] else "not checked; --fsck does",
+                ),
                 *(("remote", remote) for remote in deep["remotes"]),
                 *(("kargs", kargs) for kargs in deep["kargs"]),
             ],

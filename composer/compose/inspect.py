@@ -36,7 +36,8 @@ def describe(disk: Path) -> dict[str, Any]:
 def look_into(workshop: Workshop, disk: Path, *, fsck: bool = False) -> dict[str, Any]:
     """Return what a helper finds on the disk; it is looked at through an overlay, not written to.
 
-    With ``fsck``, every object of its repo is checked too; GuestStepFailed where one is damaged.
+    With ``fsck``, its file system and every object of its repo are checked too; GuestStepFailed where one is
+    damaged.
     """
     manifest = known_disk(disk)
     wanted = steps.FSCK_STEPS if fsck else steps.INSPECT_STEPS

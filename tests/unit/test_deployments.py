@@ -286,3 +286,33 @@ ostree() {
         ["remote", "origin https://example.org/repo"],
     ]
     assert [key for key, _ in ran.values[-2:]] == ["root-used", "root-free"]
+
+
+FSCK = """
+partition() { echo "/dev/the-$1"; }
+ostree() { echo "ostree $*" >>"$JOB/state/asked"; }
+e2fsck() {
+    echo "e2fsck $*" >>"$JOB/state/asked"
+    [ "$1" = -p ] && return %d
+    return %d
+}
+"""
+
+
+@pytest.mark.parametrize("replayed", [0, 1])
+def test_the_check_of_a_disk(sysroot: Sysroot, replayed: int) -> None:
+    ran = sysroot.run(FSCK % (replayed, 0) + shipped("fsck"))
+    assert ran.values == [["fsck", "clean"]]
+    assert (ran.folder / "state/asked").read_text().splitlines() == [
+        f"ostree --repo={sysroot.path}/ostree/repo fsck",
+        "e2fsck -p -E journal_only /dev/the-root",
+        "e2fsck -f -n /dev/the-root",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replayed", "found", "why"),
+    [(8, 0, "the root file system's journal cannot be replayed"), (0, 4, "the root file system has faults")],
+)
+def test_a_file_system_with_faults(sysroot: Sysroot, replayed: int, found: int, why: str) -> None:
+    assert sysroot.why(FSCK % (replayed, found) + shipped("fsck")) == why
