@@ -108,14 +108,14 @@ def _build(
                     f"{disk} was written to since the composer's last job; a build would lose that",
                     hint=f"composer update {disk}   keeps it;   --force   builds all the same",
                 )
-        _check_replaceable(disk)
+        check_place(disk)
+        _check_no_base(disk)
+        workshop.check_free(disk)
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, work, plan, source, repo, settings, loaded)
 
 
-def _check_replaceable(disk: Path) -> None:
-    check_place(disk)
-    check_unused(disk)
+def _check_no_base(disk: Path) -> None:
     if disk.exists() and (overlays := overlays_on(disk)):
         raise BadInput(f"{disk} is the base of {overlays[0].name}, which a build would make unreadable")
 
@@ -145,7 +145,8 @@ def _make(
         warn_of_hidden(workshop, disk, "build")
 
     def unchanged() -> None:
-        _check_replaceable(disk)
+        check_unused(disk)
+        _check_no_base(disk)
         if before != Identity.found(disk):
             raise ComposerError(
                 f"{disk} was changed by somebody else while the build ran",

@@ -68,6 +68,7 @@ def carry_out(
     warn_of_hidden(workshop, disk, edit.verb)
 
     def unchanged() -> None:
+        check_unused(disk)
         check_replaceable(disk, edit.verb)
         if _standing(disk) != before:
             raise ComposerError(
@@ -99,9 +100,8 @@ def carry_out(
 
 
 def check_replaceable(disk: Path, verb: str) -> None:
-    """Raise BadInput, or Busy, where another file in the place of a disk would lose or harm something."""
+    """Raise BadInput where another file in the place of a disk would lose or harm something."""
     check_place(disk)
-    check_unused(disk)
     if check_disk(disk).snapshots:
         raise BadInput(
             f"{disk} has internal snapshots, which the {verb} would lose",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.disk import image
-from composer.disk.inuse import check_unused
 from composer.disk.qcow2 import check_chain
 from composer.helper.domain import Backing, Disk
 
@@ -21,8 +20,7 @@ def new_target(path: Path) -> Disk:
 
 
 def overlay_target(overlay: Path, disk: Path, deadline: Deadline) -> Disk:
-    """Make ``overlay`` on ``disk`` and describe it, with all that is below; Busy where a VM runs the disk."""
-    check_unused(disk)
+    """Make ``overlay`` on ``disk`` and describe it, with all that is below ``disk``."""
     backing = chain_of(disk)
     image.create_overlay(overlay, disk, deadline)
     return Disk(overlay, "qcow2", SERIAL, _DEVICE, backing=backing)

@@ -98,6 +98,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
                 if manifest != present:  # for the updates to come
                     publish_manifest(disk, manifest)
                 return Outcome(disk, manifest, changed=False, size=image.taken(disk))
+            workshop.check_free(disk)
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
             check_room(disk.parent, room_for(disk, manifest), "the updated disk")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
+from composer.disk.inuse import check_unused
 from composer.disk.manifest import Identity, load_manifest, settle
 from composer.errors import (
     FREE_ROOM,
@@ -119,9 +120,16 @@ class Workshop:
             settle(disk)
             yield work
 
+    def check_free(self, disk: Path) -> None:
+        """End helpers whose composers are gone, and raise Busy where another VM has the disk open."""
+        for name in Runs.of(self.folders).clear_leftovers():
+            self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
+        check_unused(disk)
+
     @contextmanager
     def folder(self, work: Work) -> Iterator[Path]:
-        """Yield a folder beside a disk for what may take its place."""
+        """Yield a folder beside a disk for what may take its place; Busy where a VM has the disk open."""
+        self.check_free(work.disk)
         with work.folder() as folder, full_disk_told(folder):
             yield folder
 

@@ -34,7 +34,7 @@ def check_unused(disk: Path) -> None:
     if used:
         raise Busy(
             f"{disk} is in use by a running VM, or by another program of QEMU",
-            hint=f"fuser -v {disk}   tells which; shut it down first",
+            hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
         )
 
 

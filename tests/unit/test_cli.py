@@ -114,7 +114,7 @@ def test_a_disk_that_a_vm_runs(composer: Composer, tmp_path: Path, good_disk: Pa
     before = good_disk.read_bytes()
     build = recipe(tmp_path, tiny_repo)
     with opened(good_disk):
-        for argv in (["update", good_disk], ["build", build, "-o", good_disk, "--force"]):
+        for argv in (["update", good_disk, "--compact"], ["build", build, "-o", good_disk, "--force"]):
             done = composer(*argv)
             assert done.returncode == 1
             assert "in use by a running VM" in done.stderr

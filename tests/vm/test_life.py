@@ -24,9 +24,9 @@ def content(disk: Path) -> str:
     return hashlib.sha256(disk.read_bytes()).hexdigest()
 
 
-def wait_for_vm(place: Place, process: subprocess.Popen[str]) -> None:
+def wait_for_vm(place: Place, process: subprocess.Popen[str], but: int | None = None) -> None:
     began = time.monotonic()
-    while not place.qemu_pids():
+    while not {*place.qemu_pids()} - {but}:
         assert process.poll() is None, "it ended before its VM started"
         assert time.monotonic() - began < 60
         time.sleep(0.05)
@@ -180,8 +180,8 @@ def test_killed_composer_is_cleared_up_after_within_seconds(place: Place, fresh:
     place.assert_cleared()
 
 
-def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
-    """Where the guest is frozen and the composer's companions were killed too."""
+def left_over(place: Place, fresh: Path) -> int:
+    """Kill a composer with its companions, its guest being frozen; return the pid of the VM that is left."""
     with place.started("update", fresh) as process:
         wait_for_vm(place, process)
         (pid,) = place.qemu_pids()
@@ -191,6 +191,11 @@ def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fres
         process.kill()
         process.communicate()
     assert place.qemu_pids() == [pid]
+    return pid
+
+
+def test_leftover_of_a_killed_composer_is_cleared_by_vm_rm(place: Place, fresh: Path) -> None:
+    left_over(place, fresh)
     cleared = subprocess.run(
         [sys.executable, "-m", "composer", "vm", "rm"],
         env=place.environment,
@@ -205,3 +210,14 @@ def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fres
     assert len(list(fresh.parent.iterdir())) > 2
     assert place.composer("gc").code == 0
     assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
+
+
+def test_leftover_of_a_killed_composer_is_cleared_by_the_next(place: Place, fresh: Path) -> None:
+    """Though it has the disk open."""
+    pid = left_over(place, fresh)
+    with place.started("update", fresh) as process:
+        wait_for_vm(place, process, but=pid)
+        assert pid not in place.qemu_pids()
+        process.terminate()
+        process.communicate()
+    place.assert_cleared(fresh.parent)
