@@ -173,7 +173,7 @@ def _boot(
         with bench.host.start(domain) as machine:
             while "end" not in _report(report) and machine.running() and not deadline.expired:
                 time.sleep(_POLL_SECONDS)
-                machine.check_disks("booting the product")
+                machine.check_files("booting the product")
             screenshot = machine.screenshot(folder / firmware) if machine.running() else None
         boot = _read_boot(report)
         faults = boot.faults(manifest.commit, firmware) if "end" in _report(report) else []

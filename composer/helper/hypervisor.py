@@ -38,6 +38,7 @@ _POLL_SECONDS = 0.05
 _END_SECONDS = 15.0
 _SETTLE_SECONDS = 5.0
 _CALL_SECONDS = 40.0
+_LARGEST_LOG = 2**26
 _MIGRATION_POLL_SECONDS = 0.005
 _STATE_NAME = "composer-state"
 
@@ -194,13 +195,22 @@ class LibvirtMachine:
             return False
 
     def check(self, doing: str) -> None:
-        """Raise HelperDied where it has ended, and what `check_disks` raises."""
+        """Raise HelperDied where it has ended, and what `check_files` raises."""
         if not self.running():
             raise self.death(doing)
-        self.check_disks(doing)
+        self.check_files(doing)
 
-    def check_disks(self, doing: str) -> None:
-        """Raise NoSpace where a full host disk stopped it, ComposerError where another fault of it did."""
+    def check_files(self, doing: str) -> None:
+        """Raise NoSpace where a full host disk stopped it, ComposerError where another fault of it did.
+
+        HelperDied where it fills the host's disk with what it says, which nobody bounds but we.
+        """
+        for log in (self._described.console, self._described.report):
+            if log is not None and log.exists() and log.stat().st_size > _LARGEST_LOG:
+                raise HelperDied(
+                    f"the VM said more than {_LARGEST_LOG // 2**20} MiB while {doing}",
+                    detail=console_tail(self.console),
+                )
         try:
             stopped = self._domain.state()
         except libvirt.libvirtError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from composer.errors import ComposerError, NoSpace
+from composer.errors import ComposerError, HelperDied, NoSpace
 from composer.helper.domain import Domain
 from composer.helper.hypervisor import LibvirtMachine
 
@@ -35,6 +36,24 @@ class FakeDomain:
 def check(domain: FakeDomain) -> None:
     described = Domain("x", "qemu", "", "", "", 0, 1, Path("/none"))
     LibvirtMachine(domain, described, None).check("running a step")
+
+
+@pytest.mark.parametrize("of", ["console", "report"])
+def test_a_guest_that_says_too_much(tmp_path: Path, of: str) -> None:
+    console, report = tmp_path / "console", tmp_path / "report"
+    machine = LibvirtMachine(
+        FakeDomain(said=(libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)),
+        Domain("x", "qemu", "", "", "", 0, 1, console, report=report),
+        None,
+    )
+    machine.check("booting")
+    log = tmp_path / of
+    log.touch()
+    os.truncate(log, 2**26)
+    machine.check("booting")
+    os.truncate(log, 2**26 + 1)
+    with pytest.raises(HelperDied, match="said more than 64 MiB while booting"):
+        machine.check("booting")
 
 
 def test_a_full_host_disk() -> None:
