@@ -15,7 +15,7 @@ code and a short text; library code raises them and never prints.
     |-- TemplateUnusable     a helper cannot be cloned; one boots from cold instead
     |-- NotTrusted           a commit is not signed as the recipe demands, or is older than what is there
     |-- RepoDamaged          the repo holds other bytes than its checksums say, or lacks some
-    |-- Busy                 another composer holds what this one needs
+    |-- Busy                 another composer, or a VM, holds what this one needs
     `-- VerifyFailed         the product did not do what it must
 """
 
@@ -153,7 +153,7 @@ class RepoDamaged(ComposerError):
 
 
 class Busy(ComposerError):
-    """Another composer holds what this one needs."""
+    """Another composer, or a VM, holds what this one needs."""
 
 
 class VerifyFailed(ComposerError):

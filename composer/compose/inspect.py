@@ -44,7 +44,7 @@ def look_into(workshop: Workshop, disk: Path, *, fsck: bool = False) -> dict[str
     bootstrap = bootstrap_for(workshop, manifest, None, wanted)
     shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
     job = Job(wanted, steps.partition_data(manifest.partitions))
-    with workshop.work(disk, "inspect") as work, workshop.folder(work) as folder:
+    with workshop.work(disk, "inspect") as work, workshop.folder(work, replaces=False) as folder:
         target = overlay_target(folder / "overlay.qcow2", disk, workshop.deadline)
         with (
             workshop.bench(f"inspect {disk.name}", bootstrap, work) as bench,

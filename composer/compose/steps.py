@@ -35,7 +35,7 @@ def build_steps(plan: Plan, pull: tuple[str, ...]) -> tuple[str, ...]:
 
 
 INSPECT_STEPS = ("mount-readonly", "report")
-FSCK_STEPS = (*INSPECT_STEPS, "fsck")
+FSCK_STEPS = (*INSPECT_STEPS, "fsck", "fsck-root")
 ARM_STEPS = ("mount-sysroot", "report", "arm-verify", "finalise")
 
 

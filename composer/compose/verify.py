@@ -107,7 +107,7 @@ def verify(workshop: Workshop, disk: Path, asked: str, keep_evidence: Path | Non
         bootstrap = bootstrap_for(workshop, manifest, None, steps.ARM_STEPS)
         evidence = keep_evidence or workshop.logs / f"verify-{disk.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         with (
-            workshop.folder(work) as folder,
+            workshop.folder(work, replaces=False) as folder,
             workshop.bench(f"verify {disk.name}", bootstrap, work) as bench,
         ):
             armed = folder / "armed.qcow2"

@@ -120,16 +120,22 @@ class Workshop:
             settle(disk)
             yield work
 
-    def check_free(self, disk: Path) -> None:
-        """End helpers whose composers are gone, and raise Busy where another VM has the disk open."""
+    def check_free(self, disk: Path, *, readers: bool = True) -> None:
+        """End helpers whose composers are gone, and raise Busy where another VM has the disk open.
+
+        One that reads it, as the base of another disk, counts with ``readers``.
+        """
         for name in Runs.of(self.folders).clear_leftovers():
             self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
-        check_unused(disk)
+        check_unused(disk, readers=readers)
 
     @contextmanager
-    def folder(self, work: Work) -> Iterator[Path]:
-        """Yield a folder beside a disk for what may take its place; Busy where a VM has the disk open."""
-        self.check_free(work.disk)
+    def folder(self, work: Work, *, replaces: bool = True) -> Iterator[Path]:
+        """Yield a folder beside a disk, for what may take its place or, without ``replaces``, stand on it.
+
+        Busy where a VM has the disk open.
+        """
+        self.check_free(work.disk, readers=replaces)
         with work.folder() as folder, full_disk_told(folder):
             yield folder
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 
+from composer.deadline import Deadline
 from composer.errors import Busy
 
 # RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, and the bit of BLK_PERM_WRITE.
@@ -19,23 +21,39 @@ _WRITES = 100 + 1
 _LETS_NOBODY_WRITE = 200 + 1
 # struct flock of fcntl(2): type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhqqii")
+# A QEMU that was killed lets go when its memory is gone, a tenth of a second after it counts as ended; and
+# somebody may be having a look with qemu-img.
+_PATIENCE_SECONDS = 2.0
+_POLL_SECONDS = 0.05
 
 
-def check_unused(disk: Path) -> None:
-    """Raise Busy where a VM or another program of QEMU has a disk open; where there is none, nobody has."""
-    try:
-        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        used = any(_is_locked(descriptor, byte) for byte in (_WRITES, _LETS_NOBODY_WRITE))
-    finally:
-        os.close(descriptor)
-    if used:
+def check_unused(disk: Path, *, readers: bool = True, patience: float = _PATIENCE_SECONDS) -> None:
+    """Raise Busy where a VM or another program of QEMU has a disk open for more than ``patience`` seconds.
+
+    Those who only read it count with ``readers``.  Of a disk that is not there, or that we may not read, nothing
+    is known.
+    """
+    asked = (_WRITES, _LETS_NOBODY_WRITE) if readers else (_WRITES,)
+    soon = Deadline.after(patience)
+    while _has_locks(disk, asked):
+        if not soon.expired:
+            time.sleep(_POLL_SECONDS)
+            continue
         raise Busy(
             f"{disk} is in use by a running VM, or by another program of QEMU",
             hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
         )
+
+
+def _has_locks(disk: Path, asked: tuple[int, ...]) -> bool:
+    try:
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return False
+    try:
+        return any(_is_locked(descriptor, byte) for byte in asked)
+    finally:
+        os.close(descriptor)
 
 
 def _is_locked(descriptor: int, byte: int) -> bool:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from composer.errors import BadInput, ComposerError
+from composer.errors import BadInput, Busy, ComposerError
 from composer.store.folders import fsync_path, give_like, publish, written_beside
 
 _FORMAT = 1
@@ -272,9 +272,9 @@ def publish_disk(
     """Put a finished disk and its manifest in place, and return that; a crash leaves the old pair or the new.
 
     ``manifest.disk`` must be the identity of ``new``, which lies in the folder of ``disk``.  ``check`` may
-    raise at the last moment, when only the rename is left; nothing has changed then, and BadInput becomes
-    another error, for a VM has run.  The new disk gets owner and mode of the composer's disk whose place it
-    takes; what else lay there may have been open to anybody.
+    raise at the last moment, when only the rename is left; nothing has changed then, and BadInput and Busy
+    become another error, for a VM has run.  The new disk gets owner and mode of the composer's disk whose
+    place it takes; what else lay there may have been open to anybody.
     """
     manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
     fsync_path(new)  # it may take long, so before the check
@@ -282,7 +282,7 @@ def publish_disk(
     try:
         try:
             check()
-        except BadInput as error:
+        except (BadInput, Busy) as error:
             raise ComposerError(error.message, hint=error.hint) from error
         if disk.exists() and manifest_path(disk).exists():
             give_like(new, disk)

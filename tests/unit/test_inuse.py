@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from composer.disk.inuse import check_unused
 from composer.errors import Busy
+from tests.unit.unprivileged import as_nobody
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def test_a_disk_that_is_open(disk: Path, options: str) -> None:
     check_unused(disk)
     before = disk.stat().st_mtime_ns
     with opened(disk, options), pytest.raises(Busy, match="in use by a running VM") as caught:
-        check_unused(disk)
+        check_unused(disk, patience=0)
     assert disk.stat().st_mtime_ns == before
     assert caught.value.hint
     check_unused(disk)
@@ -56,8 +58,27 @@ def test_a_base_of_a_disk_that_is_open(disk: Path) -> None:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk, overlay], check=True
     )
-    with opened(overlay), pytest.raises(Busy):
-        check_unused(disk)
+    with opened(overlay):
+        with pytest.raises(Busy):
+            check_unused(disk, patience=0)
+        check_unused(disk, readers=False, patience=0)
+        with pytest.raises(Busy):
+            check_unused(overlay, readers=False, patience=0)
+
+
+def test_one_who_is_about_to_let_go_is_waited_for(disk: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with opened(disk):
+            asked = thread.submit(check_unused, disk, patience=20)
+            time.sleep(0.2)
+            assert not asked.done()
+        asked.result(20)
+
+
+def test_a_disk_that_we_may_not_read(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch(0o000)
+    tmp_path.chmod(0o755)
+    as_nobody(tmp_path, lambda: check_unused(Path("disk")))
 
 
 def test_a_disk_that_is_not_there(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from composer.disk.inuse import check_unused
+from composer.errors import Busy
 from composer.store.locks import locked
 from composer.store.work import lock_path
 from tests.vm.place import Place, Repo
@@ -180,10 +182,21 @@ def test_killed_composer_is_cleared_up_after_within_seconds(place: Place, fresh:
     place.assert_cleared()
 
 
+def is_open(disk: Path) -> bool:
+    """Whether a VM has a disk open."""
+    try:
+        check_unused(disk, patience=0)
+    except Busy:
+        return True
+    return False
+
+
 def left_over(place: Place, fresh: Path) -> int:
     """Kill a composer with its companions, its guest being frozen; return the pid of the VM that is left."""
     with place.started("update", fresh) as process:
-        wait_for_vm(place, process)
+        while not is_open(fresh):
+            assert process.poll() is None, "it ended before it had the disk open"
+            time.sleep(0.02)
         (pid,) = place.qemu_pids()
         os.kill(pid, signal.SIGSTOP)
         for companion in companions(process.pid):
