@@ -180,7 +180,8 @@ _TITLES = {
     "customise": "setting hostname, accounts and files",
     "report": "reading what is on the disk",
     "finalise": "trimming, unmounting and checking",
-    "fsck": "checking every object and the file system",
+    "fsck": "checking every object",
+    "fsck-root": "checking the file system",
     "arm-verify": "preparing the boot under test",
 }
 

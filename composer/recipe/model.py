@@ -133,7 +133,8 @@ class User(_Table):
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:
-        if self.name == "root" and {"uid", "groups", "shell"} & self.model_fields_set:
+        shell = type(self).model_fields["shell"].default
+        if self.name == "root" and (self.uid is not None or self.groups or self.shell != shell):
             raise ValueError("root has uid, groups and shell already; give password_hash and ssh keys alone")
         return self
 

@@ -26,14 +26,15 @@ is_pinned() {
     return 1
 }
 
-# list: lists the deployments; count is how many of them are the stateroot's and may go, oldest the index of the
-# last of these.
+# list: lists the deployments; all is how many of them are the stateroot's, count how many of those may go, oldest
+# the index of the last of these.
 list() {
     boot_entries
-    count=0 index=0 oldest=0
+    all=0 count=0 index=0 oldest=0
     while read -r _ root checksum serial _; do
-        if [ "$root" = "$stateroot" ] && ! is_pinned "$root" "$checksum" "$serial" 2>/dev/null; then
-            count=$((count + 1)) oldest=$index
+        if [ "$root" = "$stateroot" ]; then
+            all=$((all + 1))
+            is_pinned "$root" "$checksum" "$serial" 2>/dev/null || count=$((count + 1)) oldest=$index
         fi
         index=$((index + 1))
     done <"$JOB/state/boot-entries"
@@ -49,10 +50,13 @@ list
 # A product that upgraded itself in the field has the commit already; deploying it again would push the
 # former one, the way back, off the disk.
 if ! is_default; then
-    if [ "$keep" -gt 2 ]; then set -- "$@" --retain; fi
-    # Without --retain the former default alone stays beside the new one.  Where nothing goes, nothing is to be
-    # pruned, which is a walk of all commits.
-    if [ "$keep" -gt 2 ] || [ "$count" -lt 2 ]; then set -- "$@" --no-prune; fi
+    # Without --retain the former default alone stays beside the new one, and what is pinned.  Where nothing goes,
+    # nothing is to be pruned, which is a walk of all commits.
+    if [ "$keep" -gt 2 ] || [ "$all" -gt "$count" ]; then
+        set -- "$@" --retain --no-prune
+    elif [ "$count" -lt 2 ]; then
+        set -- "$@" --no-prune
+    fi
     ostree admin deploy "$@" "$refspec"
     list
 fi
