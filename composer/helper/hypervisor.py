@@ -38,6 +38,7 @@ _POLL_SECONDS = 0.05
 _END_SECONDS = 15.0
 _SETTLE_SECONDS = 5.0
 _CALL_SECONDS = 40.0
+_FIRST_LOOK_SECONDS = 180.0
 _LARGEST_LOG = 2**26
 _MIGRATION_POLL_SECONDS = 0.005
 _STATE_NAME = "composer-state"
@@ -76,7 +77,7 @@ def _embedded_root(runs: Path, remembered: Path) -> Path:
 _T = TypeVar("_T")
 
 
-def _bounded(call: Callable[[], _T], doing: str) -> _T:
+def _bounded(call: Callable[[], _T], doing: str, seconds: float = _CALL_SECONDS) -> _T:
     """Return what a call into libvirt returns; DeadlineExpired where it does not return.
 
     libvirt itself waits for a QEMU, or a daemon, that does not answer, without end and deaf to signals.
@@ -92,9 +93,9 @@ def _bounded(call: Callable[[], _T], doing: str) -> _T:
 
     asking = threading.Thread(target=ask, name="libvirt-call", daemon=True)
     asking.start()
-    asking.join(_CALL_SECONDS)
+    asking.join(seconds)
     if asking.is_alive():
-        raise DeadlineExpired(f"libvirt, or QEMU, did not answer in {_CALL_SECONDS:.0f} s while {doing}")
+        raise DeadlineExpired(f"libvirt, or QEMU, did not answer in {seconds:.0f} s while {doing}")
     if raised:
         raise raised[0]
     return returned[0]
@@ -120,10 +121,11 @@ class Host:
     def abilities(self, kind: str) -> Abilities | None:
         """Return what the host offers for domains of ``kind``; None where it offers none."""
         try:
-            # It runs QEMU to find out, the first time.
+            # It runs QEMU to find out, the first time: 4 s on two cores without KVM that do nothing else.
             answer = _bounded(
                 lambda: self._connection.getDomainCapabilities(None, "x86_64", "q35", kind),
                 "asking what QEMU can do",
+                _FIRST_LOOK_SECONDS,
             )
         except libvirt.libvirtError:
             return None

@@ -96,7 +96,7 @@ class Upstream:
     def text(self, path: str) -> str | None:
         """Return a small file, or None where the server has none; BadInput where it cannot be reached."""
         try:
-            with self._get(path, {}) as answer:
+            with self._get(path) as answer:
                 if answer.status_code in (404, 410):
                     return None
                 self._check_status(answer, path)
@@ -137,9 +137,7 @@ class Upstream:
     def _append(self, path: str, part: Path) -> bool:
         """Get the rest of a file; errors of requests where that breaks off."""
         have = part.stat().st_size if part.exists() else 0
-        # identity: offsets are those of the file, not of what a server packs for the way.
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with self._get(path, headers) as answer:
+        with self._get(path, {"Range": f"bytes={have}-"} if have else {}) as answer:
             if answer.status_code in (404, 410):
                 return False
             if answer.status_code == 416:  # there is no rest, or it is another file by now
@@ -159,21 +157,28 @@ class Upstream:
 
     def _pieces(self, answer: requests.Response, path: str) -> Iterator[bytes]:
         """Yield what comes as it comes: who says a byte now and then would never fill a larger piece."""
-        while piece := answer.raw.read1(_CHUNK, decode_content=True):
+        while piece := answer.raw.read1(_CHUNK, decode_content=False):
             yield piece
             self._deadline.check(f"{self.url}/{path}")
 
-    def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
+    def _get(self, path: str, more: Mapping[str, str] | None = None) -> requests.Response:
+        # identity: offsets are those of the file, and what is packed may unpack to nothing for ever.
+        headers = {"Accept-Encoding": "identity", **(more or {})}
         left = self._deadline.left() + 1
         seconds = (min(_CONNECT_SECONDS, left), min(_ANSWER_SECONDS, left))
         # verify: a session's own would be overridden by REQUESTS_CA_BUNDLE (psf/requests#3829).
         return self._session.get(
-            f"{self.url}/{path}", headers=dict(headers), timeout=seconds, stream=True, verify=self._verify
+            f"{self.url}/{path}", headers=headers, timeout=seconds, stream=True, verify=self._verify
         )
 
     def _check_status(self, answer: requests.Response, path: str) -> None:
         if not answer.ok:
             raise ComposerError(f"{self.url}/{path}: the server answers {answer.status_code} {answer.reason}")
+        packed = answer.headers.get("Content-Encoding", "identity")
+        if packed != "identity":
+            raise ComposerError(
+                f"{self.url}/{path}: the server packs it ({packed[:20]}), which it was asked not to"
+            )
 
 
 def _cause(error: BaseException) -> str:

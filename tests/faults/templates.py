@@ -23,8 +23,6 @@ from tests.faults.ground import SOAK_SECONDS, Experiment, Ground, Trial
 from tests.vm.place import REF, image_of, timed
 
 SHAPE = HelperShape(2**29, 2)
-# Eight with two emulated CPUs each are more than two cores carry.
-_SMALL = HelperShape(2**29, 1)
 _SKEW_SECONDS = 0.5
 _FALLBACK_SECONDS = 30.0
 _DAMAGES = ("ram-cut", "state-cut", "ram-flip", "state-flip", "gone", "sealed-cut", "sealed-version")
@@ -64,15 +62,15 @@ def _told(workshop: Workshop, helper: Helper) -> list[str]:
 
 
 @contextmanager
-def _clones(ground: Ground, at_once: int, shape: HelperShape) -> Iterator[Trial]:
+def _clones(ground: Ground, at_once: int) -> Iterator[Trial]:
     with _bench(ground, "restores") as (workshop, bench):
-        template = workshop.warm(bench, shape)
+        template = workshop.warm(bench, SHAPE)
         seen: set[str] = set()
         numbers = itertools.count()
 
         def clone(number: int) -> list[str]:
             run = bench.run.part(str(number))
-            domain = helper_domain(bench.image, bench.abilities, shape, run)
+            domain = helper_domain(bench.image, bench.abilities, SHAPE, run)
             now = timed(workshop)
             with warm_helper(bench.host, domain, template, run, now.deadline) as helper:
                 return _told(now, helper)
@@ -90,12 +88,12 @@ def _clones(ground: Ground, at_once: int, shape: HelperShape) -> Iterator[Trial]
 
 def restores(ground: Ground) -> AbstractContextManager[Trial]:
     """One clone after the other."""
-    return _clones(ground, 1, SHAPE)
+    return _clones(ground, 1)
 
 
 def crowd(ground: Ground) -> AbstractContextManager[Trial]:
     """Eight clones at once."""
-    return _clones(ground, 8, _SMALL)
+    return _clones(ground, 8)
 
 
 def _flip(path: Path, chance: random.Random) -> None:
