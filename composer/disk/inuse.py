@@ -30,8 +30,8 @@ _POLL_SECONDS = 0.05
 def check_unused(disk: Path, *, readers: bool = True, patience: float = _PATIENCE_SECONDS) -> None:
     """Raise Busy where a VM or another program of QEMU has a disk open for more than ``patience`` seconds.
 
-    Those who only read it count with ``readers``.  Of a disk that is not there, or that we may not read, nothing
-    is known.
+    Those who only read it count with ``readers``.  Of a disk that is not there, or that we may not read,
+    nothing is known.
     """
     asked = (_WRITES, _LETS_NOBODY_WRITE) if readers else (_WRITES,)
     soon = Deadline.after(patience)
