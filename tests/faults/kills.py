@@ -152,7 +152,10 @@ def _update_killed(subject: Subject, victim: str, phase: str | None, seconds: fl
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         struck = time.monotonic()
-        _, said = process.communicate(timeout=TIMEOUT)
+        try:
+            _, said = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"it does not end; it began {phases_of(events)}") from late
     # It may also go on to the end: where there was nothing to kill yet, or where it was a clone and a helper
     # that boots from cold took its place.
     if process.returncode == 1:
