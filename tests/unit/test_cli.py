@@ -281,7 +281,7 @@ def test_under_nohup_the_end_of_the_terminal_is_nothing(
     places: Path, tmp_path: Path, tiny_repo: Path, fake_tool: Fake
 ) -> None:
     hang(fake_tool, tmp_path)
-    with ignored(signal.SIGHUP), process("build", recipe(tmp_path, tiny_repo)) as build:
+    with handled(signal.SIGHUP, signal.SIG_IGN), process("build", recipe(tmp_path, tiny_repo)) as build:
         wait_for_pid(build, tmp_path)
         build.send_signal(signal.SIGHUP)
         time.sleep(0.5)
@@ -292,9 +292,9 @@ def test_under_nohup_the_end_of_the_terminal_is_nothing(
 
 
 @contextmanager
-def ignored(number: signal.Signals) -> Iterator[None]:
-    """Have the programs that are started in the block ignore a signal."""
-    former = signal.signal(number, signal.SIG_IGN)
+def handled(number: signal.Signals, how: signal.Handlers) -> Iterator[None]:
+    """Have the programs that are started in the block ignore a signal, or not, whatever ours ignore."""
+    former = signal.signal(number, how)
     try:
         yield
     finally:
@@ -308,7 +308,8 @@ def test_interrupted_build(
     work = tmp_path / "work"
     work.mkdir()
     hang(fake_tool, tmp_path)
-    with process("build", recipe(tmp_path, tiny_repo), "-o", work / "disk.qcow2") as build:
+    build_it = ("build", recipe(tmp_path, tiny_repo), "-o", work / "disk.qcow2")
+    with handled(number, signal.SIG_DFL), process(*build_it) as build:
         wait_for_pid(build, tmp_path)
         build.send_signal(number)
         _, err = build.communicate(timeout=10)
