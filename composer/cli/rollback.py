@@ -23,6 +23,8 @@ def rollback(disk: Path, job: JobOptions) -> None:
     with session(job) as made:
         outcome = rollback_disk(made.workshop, disk.resolve())
         first, *others = outcome.manifest.deployments
-        left = [other.commit[:12] for other in others if other.stateroot == first.stateroot]
-        text = f"{disk} boots commit {first.commit[:12]} again, {', '.join(left)} stays on it"
+        text = f"{disk} boots commit {first.commit[:12]} again"
+        # What it booted until now comes next; a guest may report none.
+        if left := [other.commit[:12] for other in others if other.stateroot == first.stateroot]:
+            text += f", {left[0]} stays on it"
         tell_outcome(made, disk, outcome, text)
