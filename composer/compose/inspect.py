@@ -10,6 +10,7 @@ from composer.compose.build import deployments_of
 from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop
+from composer.disk import image
 from composer.disk.manifest import Identity
 from composer.disk.qcow2 import check_disk
 from composer.helper.job import Job, run_job
@@ -28,7 +29,7 @@ def describe(disk: Path) -> dict[str, Any]:
     said["sizes"] = {
         "virtual": header.size,
         "file": status.st_size,
-        "allocated": status.st_blocks * 512,
+        "allocated": image.taken(disk),
     }
     return said
 

@@ -125,9 +125,12 @@ class Workshop:
 
         One that reads it, as the base of another disk, counts with ``readers``.
         """
+        self._clear_leftovers()
+        check_unused(disk, readers=readers)
+
+    def _clear_leftovers(self) -> None:
         for name in Runs.of(self.folders).clear_leftovers():
             self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
-        check_unused(disk, readers=readers)
 
     @contextmanager
     def folder(self, work: Work, *, replaces: bool = True) -> Iterator[Path]:
@@ -145,11 +148,9 @@ class Workshop:
 
         The lock of ``work`` is held as long as anything runs there.
         """
-        runs = Runs.of(self.folders)
-        for name in runs.clear_leftovers():
-            self.reporter.note("leftovers", f"cleared the helper {name}, whose composer is gone")
+        self._clear_leftovers()
         with ExitStack() as stack:
-            run = stack.enter_context(runs.open(purpose, (work.lock,) if work else ()))
+            run = stack.enter_context(Runs.of(self.folders).open(purpose, (work.lock,) if work else ()))
             run.describe(purpose, self.options.connect)
             stack.enter_context(self._console_kept(run))
             # Where libvirt has no room for what it learns of QEMU, it says that there is none.

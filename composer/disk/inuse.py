@@ -36,13 +36,12 @@ def check_unused(disk: Path, *, readers: bool = True, patience: float = _PATIENC
     asked = (_WRITES, _LETS_NOBODY_WRITE) if readers else (_WRITES,)
     soon = Deadline.after(patience)
     while _has_locks(disk, asked):
-        if not soon.expired:
-            time.sleep(_POLL_SECONDS)
-            continue
-        raise Busy(
-            f"{disk} is in use by a running VM, or by another program of QEMU",
-            hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
-        )
+        if soon.expired:
+            raise Busy(
+                f"{disk} is in use by a running VM, or by another program of QEMU",
+                hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _has_locks(disk: Path, asked: tuple[int, ...]) -> bool:

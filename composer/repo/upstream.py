@@ -135,7 +135,7 @@ class Upstream:
                 part.unlink()
 
     def _append(self, path: str, part: Path) -> bool:
-        """Get the rest of a file; errors of requests where that breaks off."""
+        """Get the rest of a file; one of _BROKEN where that breaks off."""
         have = part.stat().st_size if part.exists() else 0
         with self._get(path, {"Range": f"bytes={have}-"} if have else {}) as answer:
             if answer.status_code in (404, 410):

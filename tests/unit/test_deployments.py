@@ -251,11 +251,8 @@ def test_one_that_is_pinned_stays_and_is_not_counted(sysroot: Sysroot) -> None:
         ("A", "3", "--retain --no-prune"),
         ("AC", "2", ""),
         ("AC", "3", "--retain --no-prune"),
-        (
-            "P",
-            "2",
-            "--retain --no-prune",
-        ),  # with --retain the steps trim, so what is pinned takes no other's place
+        # With --retain the steps trim, so what is pinned takes no other's place.
+        ("P", "2", "--retain --no-prune"),
         ("AP", "2", "--retain --no-prune"),
     ],
 )

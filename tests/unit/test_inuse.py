@@ -19,14 +19,14 @@ from tests.unit.unprivileged import as_nobody
 @contextmanager
 def opened(disk: Path, options: str = "") -> Iterator[None]:
     """Have a QEMU hold a qcow2 disk for the block, which writes nothing to it."""
-    monitor = disk.with_name("qmp")
+    pidfile = disk.with_name("pid")
     argv = ["qemu-storage-daemon", "--blockdev", f"driver=file,filename={disk},node-name=file{options}",
             "--blockdev", f"driver=qcow2,file=file,node-name=disk{options}",
-            "--pidfile", str(monitor)]  # fmt: skip
+            "--pidfile", str(pidfile)]  # fmt: skip
     with subprocess.Popen(argv) as process:
         try:
             began = time.monotonic()
-            while not monitor.exists():  # it is written once all is open
+            while not pidfile.exists():  # it is written once all is open
                 assert process.poll() is None
                 assert time.monotonic() - began < 20
                 time.sleep(0.02)

@@ -159,7 +159,14 @@ def test_a_shared_folder_is_a_repo_of_copies(
     assert not folder.exists()
 
 
-class Moody(BaseHTTPRequestHandler):
+class Quiet(BaseHTTPRequestHandler):
+    """Logs nothing."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+class Moody(Quiet):
     """Breaks off in the middle, is busy at times, and resumes where it is asked to."""
 
     content = os.urandom(300_000)
@@ -186,9 +193,6 @@ class Moody(BaseHTTPRequestHandler):
         else:
             self.wfile.write(rest)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
 
 def test_a_download_is_retried_and_resumed(tmp_path: Path, deadline: Deadline) -> None:
     Moody.breaks, Moody.busy = 2, 1
@@ -207,18 +211,10 @@ def test_one_that_breaks_off_each_time_fails_and_leaves_nothing(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-class Slow(BaseHTTPRequestHandler):
-    """Says a byte now and then, and when it is asked for the repo's config comes again much later."""
-
-    later = False
+class Slow(Quiet):
+    """Says a byte now and then."""
 
     def do_GET(self) -> None:
-        if self.later:
-            self.send_response(503)
-            self.send_header("Retry-After", "3600")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
         self.send_response(200)
         self.end_headers()
         with suppress(OSError):
@@ -226,14 +222,15 @@ class Slow(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 time.sleep(0.1)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
 
-
-class Later(Slow):
+class Later(Quiet):
     """Asks to be asked again in an hour."""
 
-    later = True
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "3600")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 def test_a_server_that_says_little_holds_nobody_up(tmp_path: Path) -> None:
