@@ -184,7 +184,7 @@ def test_failed_unit_fails_verify_and_leaves_console_and_screenshot(
     assert verified.code == 1
     assert "failed units: broken.service" in verified.stderr
     assert str(tmp_path / "kept") in verified.stderr
-    # Not multi-user.target, which systemd tells when agetty may just be hanging up the terminal: the line is lost then.
+    # Not multi-user.target: agetty may be hanging up the terminal as systemd tells of it; the line is lost.
     assert "local-fs.target" in (tmp_path / "kept" / "bios.console.log").read_text(errors="replace")
     assert (tmp_path / "kept" / "bios.png").read_bytes().startswith(b"\x89PNG")
 
