@@ -77,8 +77,14 @@ def locked(path: Path, *, purpose: str, what: str, wait: Deadline | None = None)
             os.pwrite(descriptor, json.dumps(said).encode(), 0)
         yield descriptor
     finally:
-        path.unlink(missing_ok=True)
+        remove_held(descriptor, path)
         os.close(descriptor)
+
+
+def remove_held(descriptor: int, path: Path) -> None:
+    """Remove the lock file that ``descriptor`` holds, unless it is gone and the path another one's by now."""
+    if _still_there(descriptor, path):
+        path.unlink(missing_ok=True)
 
 
 def _acquire(path: Path, what: str, wait: Deadline | None) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from composer.deadline import Deadline
-from composer.store.locks import remove_when_free
+from composer.store.locks import remove_held, remove_when_free
 from composer.store.runs import Run, end_driver
 from composer.store.work import clear_folders, end_users, lock_path
 
@@ -46,9 +46,12 @@ def main() -> None:
         if died:
             end_users(path)
         clear_folders(path)
+        lock = int(sys.argv[3])
         if died:
-            os.close(int(sys.argv[3]))
+            os.close(lock)
             remove_when_free(lock_path(path), Deadline.after(_LONGEST_SECONDS))
+        else:  # the composer would, but may be killed before that
+            remove_held(lock, lock_path(path))
 
 
 def _until_quiet(end: Callable[[], bool]) -> None:

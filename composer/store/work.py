@@ -95,6 +95,11 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
     with ExitStack() as held:
         try:
             lock = held.enter_context(locked(lock_path(disk), purpose=purpose, what=what, wait=wait))
+            clear_folders(disk)  # what an earlier composer left is nobody's now
+            if not note.exists():  # whoever had the lock has removed it
+                _noted(disk, folders.work)
+            reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
+            held.enter_context(companion([*reaper, "work", str(disk), str(lock)], keeps=(lock,)))
         except Busy as error:
             if wait is None:
                 error.hint = "--wait   waits until it has ended"
@@ -102,14 +107,10 @@ def working_on(disk: Path, folders: Folders, purpose: str, wait: Deadline | None
         except OSError:
             note.unlink(missing_ok=True)
             raise
-        clear_folders(disk)  # what an earlier composer left is nobody's now
-        if not note.exists():  # whoever had the lock has removed it
-            _noted(disk, folders.work)
-        reaper = [sys.executable, "-P", "-m", "composer.store.reaper"]
         try:
-            with companion([*reaper, "work", str(disk), str(lock)], keeps=(lock,)):
-                yield Work(disk, lock)
+            yield Work(disk, lock)
         finally:
+            # Before the companion removes the lock: afterwards it is the next one's.
             note.unlink(missing_ok=True)
 
 

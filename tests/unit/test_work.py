@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -21,7 +24,7 @@ from composer.store.folders import Folders
 from composer.store.locks import locked
 from composer.store.work import lock_path, noted_disks, working_on
 
-# Works on a disk until it is killed; its child takes a while to die, as a VM does.
+# Works on a disk until it is killed or its stdin ends; its child takes a while to die, as a VM does.
 WORK = """
 import subprocess, sys, time
 from pathlib import Path
@@ -33,14 +36,14 @@ with working_on(Path(sys.argv[1]), folders, "update") as work, work.folder() as 
     if sys.argv[3] != "0":
         subprocess.Popen(["sleep", sys.argv[3]], pass_fds=[work.lock])
     print(folder, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 @contextmanager
 def worker(disk: Path, folders: Folders, outlived_by: float = 0) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-c", WORK, str(disk), str(folders.cache), str(outlived_by or "0")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline()
@@ -52,6 +55,11 @@ def worker(disk: Path, folders: Folders, outlived_by: float = 0) -> Iterator[sub
             began = time.monotonic()
             while lock_path(disk).exists() and time.monotonic() - began < 10:
                 time.sleep(0.02)
+
+
+def has_bytes(pipe: IO[bytes]) -> bool:
+    """Whether something waits in a pipe to be read."""
+    return any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
 
 
 def folders_in(folder: Path) -> Folders:
@@ -85,6 +93,35 @@ def test_a_killed_worker_leaves_nothing_beside_the_disk(folder: Path, tmp_path: 
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_until_empty(folder, 5)
+
+
+def test_a_worker_killed_as_it_ends_leaves_nothing_beside_the_disk(folder: Path, tmp_path: Path) -> None:
+    """Its companion knows by then that it ends in order."""
+    with worker(folder / "x.qcow2", folders_in(tmp_path)) as process:
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        companion = int(found.stdout)
+        os.kill(companion, signal.SIGSTOP)
+        try:
+            assert process.stdin is not None
+            process.stdin.close()
+            began = time.monotonic()
+            with Path(f"/proc/{companion}/fd/0").open("rb") as said:
+                while not has_bytes(said):
+                    assert time.monotonic() - began < 5
+                    time.sleep(0.02)
+            process.kill()
+            process.wait()
+        finally:
+            os.kill(companion, signal.SIGCONT)
+        wait_until_empty(folder, 5)
+
+
+def test_a_lock_that_is_another_ones_by_now_is_left_alone(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locked(lock, purpose="first", what="it"):
+        lock.unlink()  # as a companion does
+        lock.touch()
+    assert lock.exists()
 
 
 def test_the_lock_outlives_a_killed_worker_while_anything_of_it_writes(folder: Path, tmp_path: Path) -> None:
