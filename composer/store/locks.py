@@ -173,8 +173,7 @@ def remove_when_free(path: Path, deadline: Deadline) -> bool:
         try:
             # What it says stays as it is: whoever looks meanwhile waits for the dead holder's end.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _still_there(descriptor, path):
-                path.unlink()
+            remove_held(descriptor, path)
             return True
         except BlockingIOError:
             time.sleep(_POLL_SECONDS)

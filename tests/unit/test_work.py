@@ -26,7 +26,7 @@ from composer.store.work import lock_path, noted_disks, working_on
 
 # Works on a disk until it is killed or its stdin ends; its child takes a while to die, as a VM does.
 WORK = """
-import subprocess, sys, time
+import subprocess, sys
 from pathlib import Path
 from composer.store.folders import Folders
 from composer.store.work import working_on
