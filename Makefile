@@ -4,16 +4,17 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo check lint test-unit test-vm setup golden bench soak clean
+.PHONY: help demo check lint test-unit test-vm setup golden bench soak soak-short clean
 
 help:
 	@echo "make demo        the main job on real Debian content, under demo/"
-	@echo "make check       lint, types, unit tests, VM tests"
+	@echo "make check       lint, types, unit tests, VM tests, a share of the experiments; PART=NAME for one part"
 	@echo "make lint        lint and types alone"
 	@echo "make test-unit   unit tests alone, no VM"
 	@echo "make test-vm     VM tests alone"
 	@echo "make golden      renew the golden files of the tests"
 	@echo "make bench       measure; docs/performance.md keeps the tables"
+	@echo "make soak-short  the same with more trials and boots, for a change in what they guard: an hour"
 	@echo "make soak        the experiments of tests/faults at full length: hours"
 	@echo "make clean       remove what make made, the demo included"
 
@@ -27,18 +28,22 @@ demo: setup
 	scripts/demo $(VENV)
 
 lint: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	scripts/shellcheck-all
+	scripts/lint $(VENV)
 
 test-unit: setup
-	$(VENV)/bin/pytest -n auto tests/unit
+	$(VENV)/bin/pytest -n 4 tests/unit
+
+CHECK := $(PYTHON) -m tests.check.run $(VENV) $(if $(DAY),--day $(DAY)) $(if $(LANES),--lanes $(LANES)) \
+	$(addprefix --part ,$(PART))
 
 test-vm: setup
-	scripts/vm-tests $(VENV)
+	$(CHECK) --vm
 
-check: lint test-unit test-vm
+check: setup
+	$(CHECK)
+
+soak-short: setup
+	$(CHECK) --vm --length short
 
 golden: setup
 	$(VENV)/bin/pytest tests/unit/test_domain.py --renew-golden

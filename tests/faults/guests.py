@@ -17,8 +17,9 @@ from composer.errors import ComposerError, GuestStepFailed, HelperDied, ShellFai
 from composer.events import Event, Reporter
 from composer.helper.debug import debug_shell
 from composer.store.runs import Runs
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.experiment import Experiment, Trial
 from tests.faults.kills import subject
+from tests.vm.ground import Ground
 from tests.vm.place import Place
 
 _LIMIT_SECONDS = 60.0
@@ -117,4 +118,4 @@ def deaths(ground: Ground) -> Iterator[Trial]:
         yield trial
 
 
-EXPERIMENTS = (Experiment("guest-deaths", 10, 100, deaths),)
+EXPERIMENTS = (Experiment("guest-deaths", 3, 10, 100, deaths),)

@@ -25,7 +25,8 @@ from composer.disk.qcow2 import check_chain
 from composer.errors import BadInput
 from composer.plan import Account, ProductFile
 from composer.recipe.load import LoadedRecipe, host_path, load_recipe
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.experiment import Experiment, Trial
+from tests.vm.ground import Ground
 
 _SECONDS = 1.0
 _BYTES = 256 * 2**20
@@ -488,7 +489,7 @@ def _assert_exact(loaded: LoadedRecipe, nasty: dict[tuple[str, str], str], defin
 
 
 EXPERIMENTS = (
-    Experiment("hostile-header", 200, 1000, headers),
-    Experiment("header-fuzz", 10, 1000, fuzz),
-    Experiment("hostile-recipe", 300, 10_000, recipes),
+    Experiment("hostile-header", 50, 200, 1000, headers),
+    Experiment("header-fuzz", 2, 10, 1000, fuzz),
+    Experiment("hostile-recipe", 50, 300, 10_000, recipes),
 )

@@ -20,8 +20,9 @@ from pathlib import Path
 from composer.disk.manifest import Identity, Manifest, load_manifest, manifest_path, settle
 from composer.store.locks import locked
 from composer.store.work import clear_folders, lock_path
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.experiment import Experiment, Trial
 from tests.faults.kills import Subject, assert_sound, subject
+from tests.vm.ground import Ground
 
 _CALLS = (
     "openat,creat,dup,dup2,dup3,close,write,pwrite64,writev,pwritev,pwritev2,sendfile,copy_file_range,"
@@ -242,7 +243,7 @@ def cuts(ground: Ground) -> Iterator[Trial]:
             "the trace must have seen the switch"
         )
         # The files that the states are made of are sound, both of them, and so is what is made of them.
-        assert_sound(disk, boots=True)
+        assert_sound(disk, boots=ground.boots)
         tried: set[str] = set()
         # Most boundaries are writes to files that the next composer drops; the switch is what matters.
         last = [number for number, op in enumerate(recording.ops) if op.kind != "write"]
@@ -264,4 +265,4 @@ def cuts(ground: Ground) -> Iterator[Trial]:
         shutil.rmtree(copies)
 
 
-EXPERIMENTS = (Experiment("power-cut", 100, 5000, cuts),)
+EXPERIMENTS = (Experiment("power-cut", 10, 100, 5000, cuts),)

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.experiment import Experiment, Trial
+from tests.vm.ground import Ground
 from tests.vm.place import HASH, REF, Ran, Trace, ostree
 from tests.web import web_server
 
@@ -24,7 +25,7 @@ _REF = "tiny/tree"
 _RECIPE = f"""
 name = "tiny"
 [ostree]
-repo = "repo"
+repo = "@REPO@"
 ref = "{_REF}"
 stateroot = "tiny"
 [bootstrap]
@@ -134,7 +135,8 @@ def identity(ground: Ground) -> Iterator[Trial]:
 
     def build(name: str, more: str) -> Raw:
         recipe, disk = place.folder / f"{name}.toml", place.folder / f"{name}.qcow2"
-        recipe.write_text(f'{_RECIPE}{more}[output]\npath = "{disk.name}"\n')
+        text = _RECIPE.replace("@REPO@", str(ground.repo.path))
+        recipe.write_text(f'{text}{more}[output]\npath = "{disk.name}"\n')
         # Events of its own: the place's file is for one composer at a time.
         ran = place.composer("build", recipe, "--force", "--events", disk.with_suffix(".jsonl"))
         assert ran.code == 0, ran.stderr
@@ -233,12 +235,13 @@ def secrets(ground: Ground) -> Iterator[Trial]:
         assert "step 'customise'" in failed.stderr
         _assert_untold(failed, trace.path, canaries)
         _assert_untold(built.ran, built.trace.path, canaries)
-        for folder in (place.folder / "cache", place.runs):
+        # What the build left, which the failed one shares or has a copy of, and what the failed one left.
+        for folder in (place.cache, place.runs, ground.home / "cache", ground.home / "r"):
             for path in folder.rglob("*"):
                 if path.is_file() and not path.is_symlink():
                     for canary in canaries:
                         assert not _holds(path, canary), path
-        for config in (place.folder / "cache" / "repo").rglob("*config*"):
+        for config in (place.cache / "repo").rglob("*config*"):
             assert not _FORMS[1].search(config.read_bytes()), config
         manifest = built.disk.with_name(f"{built.disk.name}.manifest.json").read_bytes()
         assert not any(canary in manifest for canary in canaries)
@@ -246,13 +249,13 @@ def secrets(ground: Ground) -> Iterator[Trial]:
         assert _holds(built.disk, digest)
         assert stat.S_IMODE(built.disk.stat().st_mode) == 0o600
         # A key that opens a helper lies in a folder that nobody else may enter.
-        for folder in (place.folder / "cache", place.runs):
+        for folder in (place.cache, place.runs, ground.home / "cache", ground.home / "r"):
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
     yield trial
 
 
 EXPERIMENTS = (
-    Experiment("identity", 10, 50, identity),
-    Experiment("secrets", 1, 1, secrets),
+    Experiment("identity", 2, 10, 50, identity),
+    Experiment("secrets", 1, 1, 1, secrets),
 )

@@ -30,8 +30,9 @@ from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
-from tests.faults.ground import SOAK_SECONDS, Experiment, Ground, Trial
+from tests.faults.experiment import SOAK_SECONDS, Experiment, Trial
 from tests.signing import Gpg, sign_ed25519
+from tests.vm.ground import Ground
 from tests.vm.place import REF, image_of, ostree, timed
 
 _REF = "small/tree"
@@ -225,18 +226,18 @@ _FORGERIES = (
 @contextmanager
 def forged(ground: Ground) -> Iterator[Trial]:
     """A commit that is not what the disk's manifest trusts: refused without a VM, the disk unchanged."""
-    place, repo = ground.place, ground.repo
+    place = ground.place
     with ExitStack() as stack:
         folder = place.folder / "forged"
         folder.mkdir()
         stack.callback(shutil.rmtree, folder)
+        repo = ground.repo.linked(folder / "repo")
         wrong, expired = Gpg(folder / "wrong").make(), Gpg(folder / "expired", expired=True).make()
         stack.callback(wrong.end)
         stack.callback(expired.end)
         key = Ed25519PrivateKey.generate()
-        disk = folder / "disk.qcow2"
-        subprocess.run(["cp", "-a", "--reflink=auto", ground.built.disk, disk], check=True)
-        text = manifest_path(ground.built.disk).read_text()
+        disk = ground.built.copied(folder / "disk.qcow2")
+        text = manifest_path(disk).read_text()
         content = disk.read_bytes()
 
         def trial(chance: random.Random) -> None:
@@ -264,7 +265,7 @@ def forged(ground: Ground) -> Iterator[Trial]:
             elif kind == "copied-ed25519":
                 sign_ed25519(repo.path, repo.second, key)
                 shutil.copy(_meta(repo.path, repo.second), _meta(repo.path, commit))
-            known = {"disk": Identity.of(disk), "keys": keys}
+            known = {"disk": Identity.of(disk), "keys": keys, "repo": str(repo.path)}
             manifest_path(disk).write_text(manifest.model_copy(update=known).model_dump_json())
             ran = place.composer("update", disk, "--ref", ref)
             if kind == "copied-ed25519":
@@ -360,7 +361,7 @@ def hostile(ground: Ground) -> Iterator[Trial]:
 
 
 EXPERIMENTS = (
-    Experiment("damaged-repo", 20, 500, damaged),
-    Experiment("forged-commit", 4, 50, forged),
-    Experiment("hostile-request", 100, 2000, hostile),
+    Experiment("damaged-repo", 3, 20, 500, damaged),
+    Experiment("forged-commit", 2, 4, 50, forged),
+    Experiment("hostile-request", 20, 100, 2000, hostile),
 )

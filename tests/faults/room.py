@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.ground import Experiment, Ground, Trial
+from tests.faults.experiment import Experiment, Trial
 from tests.faults.kills import digest, subject
+from tests.vm.ground import Ground
 from tests.vm.place import TIMEOUT, Place, Ran
 
 _SECONDS = 5.0
@@ -118,7 +119,7 @@ def full(ground: Ground) -> Iterator[Trial]:
             name: stack.enter_context(_mounted(ground.place.folder / f"small-{name}"))
             for name in ("target", "cache", "runs")
         }
-        place = replace(ground.place, cache=small["cache"] / "c", runs_in=small["runs"] / "r")
+        place = replace(ground.place, cache_in=small["cache"] / "c", runs_in=small["runs"] / "r")
         target = replace(disk, place=place, folder=small["target"] / "disk")
         target.renew()
         ran = place.composer("update", target.disk)
@@ -155,4 +156,4 @@ def full(ground: Ground) -> Iterator[Trial]:
         assert ran.code == 0, ran.stderr
 
 
-EXPERIMENTS = (Experiment("no-space", 20, 200, full, asroot=True),)
+EXPERIMENTS = (Experiment("no-space", 3, 20, 200, full, asroot=True),)

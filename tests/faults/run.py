@@ -1,6 +1,6 @@
 """`make soak [CASE=NAME] [COUNT=N] [SEED=S] [JOBS=J]`: the experiments at full length, failures with seeds.
 
-With JOBS, so many processes share the seeds, each on a ground of its own.
+With JOBS, so many processes share the seeds, on one ground.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-from tests.faults.ground import Experiment, Ground
+from tests.faults.experiment import Experiment
 from tests.faults.guests import EXPERIMENTS as GUESTS
 from tests.faults.hostile import EXPERIMENTS as HOSTILE
 from tests.faults.kills import EXPERIMENTS as KILLS
@@ -20,7 +22,7 @@ from tests.faults.products import EXPERIMENTS as PRODUCTS
 from tests.faults.repos import EXPERIMENTS as REPOS
 from tests.faults.room import EXPERIMENTS as ROOM
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
-from tests.vm.place import LEAN_REF, made_place
+from tests.vm.ground import opened_ground
 
 # The longest first, for those who run them two at a time.
 _ALL = (*KILLS, *GUESTS, *PRODUCTS, *TEMPLATES, *REPOS, *POWERCUT, *ROOM, *HOSTILE)
@@ -38,12 +40,21 @@ def main() -> None:
     parser.add_argument("--job", type=int, help="which of the jobs this process is, from 0")
     given = parser.parse_args()
     if given.jobs > 1 and given.job is None:
-        again = [sys.executable, "-m", "tests.faults.run", *sys.argv[1:], "--job"]
-        jobs = [subprocess.Popen([*again, str(job)]) for job in range(given.jobs)]
-        ended = [job.wait() for job in jobs]
-        sys.exit(1 if any(ended) else 0)
+        with tempfile.TemporaryDirectory(prefix="cg", dir="/var/tmp") as folder:
+            sys.exit(_run_jobs(given.jobs, Path(folder) / "g"))
     chosen = [EXPERIMENTS[given.case]] if given.case else list(EXPERIMENTS.values())
     sys.exit(1 if _failed(chosen, given) else 0)
+
+
+def _run_jobs(jobs: int, home: Path) -> int:
+    """Make a ground at ``home`` and run the jobs on it; return the exit code."""
+    os.environ["COMPOSER_TEST_GROUND"] = str(home)
+    with opened_ground(boots=True) as ground:
+        assert ground.built
+    again = [sys.executable, "-m", "tests.faults.run", *sys.argv[1:], "--job"]
+    processes = [subprocess.Popen([*again, str(job)]) for job in range(jobs)]
+    ended = [process.wait() for process in processes]
+    return 1 if any(ended) else 0
 
 
 def seeds_of(first: int, count: int, job: int, jobs: int) -> range:
@@ -54,8 +65,7 @@ def seeds_of(first: int, count: int, job: int, jobs: int) -> range:
 def _failed(chosen: list[Experiment], given: argparse.Namespace) -> int:
     """Run experiments, telling how they go; return how many trials failed."""
     failed = 0
-    with made_place() as place:
-        ground = Ground(place, LEAN_REF)
+    with opened_ground(boots=True) as ground:
         for experiment in chosen:
             if experiment.asroot and os.getuid() != 0:
                 print(f"{experiment.name}: left out, for it needs root", flush=True)
@@ -66,7 +76,7 @@ def _failed(chosen: list[Experiment], given: argparse.Namespace) -> int:
                 continue
             began, failures = time.monotonic(), 0
             told = began
-            for seed, how in experiment.run(ground, count, seeds.start):
+            for seed, how in experiment.run(ground, seeds):
                 if time.monotonic() - told > _TELL_EVERY_SECONDS:
                     told = time.monotonic()
                     done = seed - seeds.start + 1

@@ -19,7 +19,8 @@ from composer.events import Reporter, Tape
 from composer.helper.lease import Helper, HelperShape, helper_domain, warm_helper
 from composer.helper.template import Template, _seal, cache_of
 from composer.store.folders import copied
-from tests.faults.ground import SOAK_SECONDS, Experiment, Ground, Trial
+from tests.faults.experiment import SOAK_SECONDS, Experiment, Trial
+from tests.vm.ground import Ground
 from tests.vm.place import REF, image_of, timed
 
 SHAPE = HelperShape(2**29, 2)
@@ -135,6 +136,8 @@ def _renewed(template: Template, whole: Path) -> None:
     """Put a template's files back from a copy, and seal them as they are now."""
     home = template.entry.path
     for file in whole.iterdir():
+        # Another file in its place: the one there may be a hard link of a template of others.
+        (home / file.name).unlink(missing_ok=True)
         copied(file, home / file.name)
     info = home / "info.json"
     said = json.loads(info.read_text())
@@ -205,8 +208,8 @@ def killed(ground: Ground) -> Iterator[Trial]:
 
 
 EXPERIMENTS = (
-    Experiment("template-restores", 20, 200, restores),
-    Experiment("template-crowd", 1, 10, crowd),
-    Experiment("template-damaged", 10, 50, damaged),
-    Experiment("template-killed", 1, 20, killed),
+    Experiment("template-restores", 3, 20, 200, restores),
+    Experiment("template-crowd", 1, 1, 10, crowd),
+    Experiment("template-damaged", 3, 10, 50, damaged),
+    Experiment("template-killed", 1, 1, 20, killed),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -175,7 +176,8 @@ def shared() -> Iterator[Path]:
 @pytest.mark.parametrize("in_the_way", ["nothing", "a sticky folder", "its holder"])
 def test_a_lock_that_another_users_composer_left(shared: Path, in_the_way: str) -> None:
     lock = shared / "lock"
-    lock.touch()
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": 0, "purpose": "nightly"}
+    lock.write_text(json.dumps(holder))
     lock.chmod(0o444)
     if in_the_way == "a sticky folder" and os.geteuid() == 0:
         shared.chmod(0o1777)
@@ -185,6 +187,8 @@ def test_a_lock_that_another_users_composer_left(shared: Path, in_the_way: str) 
             fcntl.flock(held, fcntl.LOCK_EX)
             done = subprocess.run(argv, capture_output=True, text=True)
         assert "Busy" in done.stderr
+        assert f"pid {os.getpid()} on {socket.gethostname()}" in done.stderr
+        assert "for nightly" in done.stderr
     else:
         done = subprocess.run(argv, capture_output=True, text=True)
         refused = "sticky" in in_the_way and os.geteuid() == 0

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from composer.compose.build import warn_of_hidden
-from composer.compose.workshop import Workshop, full_disk_told
+from composer.compose.workshop import Bench, Workshop, full_disk_told
 from composer.errors import ComposerError, NoSpace
 from composer.events import Tape
+from composer.helper.bootstrap import BootstrapImage
+from composer.helper.lease import HelperShape
+from composer.helper.machine import Abilities
+from composer.store.cache import Entry
+from composer.store.runs import Run
 from tests.unit.unprivileged import as_nobody
 
 # A file system on which nothing is ever free.
@@ -59,3 +65,27 @@ def test_files_beside_a_disk_that_cannot_be_read_are_told(
         assert "secret.qcow2; a disk that stands on it" in "".join(tape.texts("warning"))
 
     as_nobody(tmp_path, warned)
+
+
+class FakeHost:
+    """What a template asks of a host."""
+
+    def version(self) -> str:
+        return "7.2.22"
+
+    def libvirt_version(self) -> int:
+        return 9_000_000
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_helper_that_is_to_boot_from_cold_asks_for_no_template(
+    workshop: Workshop, tape: Tape, tmp_path: Path, cold: bool
+) -> None:
+    """`--cold` is what the user chose, so nothing is to be reported; a missing template is."""
+    workshop = replace(workshop, options=replace(workshop.options, cold=cold))
+    image = BootstrapImage(Entry(tmp_path, "b", {"clonable": True}), fresh=False)
+    abilities = Abilities("qemu", "/usr/bin/qemu-system-x86_64", "pc-q35-7.2", "maximum")
+    bench = Bench(Run(tmp_path / "run"), FakeHost(), image, abilities)  # type: ignore[arg-type]
+    assert workshop._template(bench, HelperShape(2**30, 1), warming=False) is None
+    told = [] if cold else ["booting the helper from cold: there is no template of it yet"]
+    assert [text.partition(";")[0] for text in tape.texts("warning")] == told

@@ -1,18 +1,17 @@
-"""Fixtures of the VM tests: a repo and folders of their own, and one disk built for all.
+"""Fixtures of the VM tests: what they share, and a disk of their own.
 
-They run real helpers on real Debian content, so the repo is made beforehand (scripts/vm-tests) and named
-by COMPOSER_TEST_REPO.
+They run real helpers on real Debian content, so the repo is made beforehand (scripts/test-repo) and named by
+COMPOSER_TEST_REPO.
 """
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import Ground
-from tests.vm.place import Built, Place, Repo
+from tests.vm.ground import Built, Ground, Repo
+from tests.vm.place import Place
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +35,6 @@ def built(ground: Ground) -> Built:
 
 
 @pytest.fixture
-def fresh(built: Built, tmp_path_factory: pytest.TempPathFactory, place: Place) -> Path:
+def fresh(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the built disk with its manifest, for a test that changes it."""
-    folder = Path(tmp_path_factory.mktemp("disk", numbered=True))
-    disk = folder / "copy.qcow2"
-    for suffix in ("", ".manifest.json"):
-        # cp -a keeps the times by which the manifest knows its disk
-        source = f"{built.disk}{suffix}"
-        subprocess.run(["cp", "-a", "--reflink=auto", source, f"{disk}{suffix}"], check=True)
-    return disk
+    return built.copied(Path(tmp_path_factory.mktemp("disk", numbered=True)) / "copy.qcow2")

@@ -1,15 +1,13 @@
-"""Where VM tests happen: their repo, their folders, and the composer run in them."""
+"""Where a test process works: its folders, the composer run in them, and what it leaves there."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from composer.compose import steps
+from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Options, Workshop
 from composer.deadline import Deadline
 from composer.events import Reporter, Tape
 from composer.helper.bootstrap import BootstrapImage
+from composer.helper.lease import Helper, HelperShape
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
 from composer.store.folders import Folders
@@ -34,19 +35,6 @@ CLOUD_REF = "debian/bookworm/amd64/cloud"
 TIMEOUT = 600
 # What docs/safety.md promises.  Not at once: libvirt's threads write to the very end of a composer.
 _LAST_RITES_SECONDS = 5
-
-
-@dataclass(frozen=True)
-class Repo:
-    """The tests' own copy of the repo, and the two commits that REF is to name one after the other."""
-
-    path: Path
-    first: str
-    second: str
-
-    def point(self, commit: str) -> None:
-        """Have the ref name a commit."""
-        ostree(self.path, "refs", "--force", f"--create={REF}", commit)
 
 
 @dataclass(frozen=True)
@@ -72,13 +60,16 @@ class Place:
     """Folders of one test session, and the composer run in them."""
 
     folder: Path
-    cache: Path | None = None
+    cache_in: Path | None = None
     runs_in: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
-        cache = self.cache or self.folder / "cache"
-        return {**os.environ, "COMPOSER_CACHE": str(cache), "COMPOSER_RUNS": str(self.runs)}
+        return {**os.environ, "COMPOSER_CACHE": str(self.cache), "COMPOSER_RUNS": str(self.runs)}
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_in or self.folder / "cache"
 
     @property
     def runs(self) -> Path:
@@ -228,15 +219,6 @@ def timed(workshop: Workshop) -> Workshop:
     return replace(workshop, deadline=Deadline.after(TIMEOUT))
 
 
-@dataclass(frozen=True)
-class Built:
-    """The disk of the first commit, and the run that made it."""
-
-    disk: Path
-    ran: Ran
-    trace: Trace
-
-
 def image_of(workshop: Workshop, repo: Path, ref: str) -> BootstrapImage:
     """Return the bootstrap image of a ref of a repo."""
     with workshop.source(str(repo), repo.parent, Trust(), Tls()) as source:
@@ -244,85 +226,18 @@ def image_of(workshop: Workshop, repo: Path, ref: str) -> BootstrapImage:
         return workshop.bootstrap(workshop.fetch(source, ref, commit), commit, ())
 
 
+@contextmanager
+def helper_of(place: Place, disk: Path) -> Iterator[Helper]:
+    """Yield a helper like those of a disk's jobs, a clone of the same template."""
+    workshop = place.workshop()
+    manifest = known_disk(disk)
+    image = bootstrap_for(workshop, manifest, None, steps.INSPECT_STEPS)
+    shape = HelperShape(manifest.helper.memory, manifest.helper.cpus)
+    with workshop.bench("test", image) as bench, workshop.helper(bench, shape) as helper:
+        yield helper
+
+
 PASSWORD = "tested-pw"
 HASH = (  # openssl passwd -6
     "$6$tested$7xTXIzBocAKFOFC5U247prOWBtzGB251Yv1Qah4YouDgHZW9pBc8hkC1gRWfV/Wh0LkUemN88oJvE58BUsSBg0"
 )
-# Two emulated guests with one CPU each are as fast side by side as one alone, with two each half as fast
-# (docs/performance.md).
-RECIPE = """
-name = "test"
-[ostree]
-repo = "repo"
-ref = "debian/bookworm/amd64/demo"
-stateroot = "debian"
-kargs = ["console=tty0", "console=ttyS0,115200"]
-[ostree.verify]
-gpg_keys = ["signers.gpg"]
-[ostree.remote]
-url = "https://ostree.example.org/debian"
-[disk]
-size = "3 GiB"
-[bootstrap]
-cpus = 1
-[system]
-hostname = "tested"
-[[users]]
-name = "admin"
-uid = 4711
-groups = ["sudo"]
-password_hash = "@HASH@"
-ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA test"]
-[[users]]
-name = "root"
-ssh_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0a5ZPqgT1GxmBYHbn0pRr0bkRqLx3pTxkB1hJqCLtA test"]
-[[files]]
-path = "/etc/odd $(touch pwned) 'name' ü"
-content = "a 'quoted' $HOME `text` \\\\ with\\nlines and no end"
-mode = "0640"
-group = "sudo"
-[output]
-path = "test.qcow2"
-""".replace("@HASH@", HASH)
-
-
-@contextmanager
-def made_place() -> Iterator[Place]:
-    """Make a place, with a path that is short enough for unix sockets; no VM may be left in it at the end."""
-    place = Place(Path(tempfile.mkdtemp(prefix="ct", dir="/var/tmp")))
-    yield place
-    if place.gpg.home.exists():
-        place.gpg.end()
-    assert place.qemu_pids() == []
-    shutil.rmtree(place.folder)
-
-
-def copy_repo(place: Place, tree: str) -> Repo:
-    """Copy the repo that scripts/vm-tests made, for tests that change it; REF names what ``tree`` does."""
-    named = os.environ.get("COMPOSER_TEST_REPO")
-    assert named, "COMPOSER_TEST_REPO names the repo; scripts/vm-tests makes it"
-    path = place.folder / "repo"
-    subprocess.run(["cp", "-a", "--reflink=auto", named, path], check=True)
-    repo = Repo(path, ostree(path, "rev-parse", f"{tree}^"), ostree(path, "rev-parse", tree))
-    repo.point(repo.second)
-    (place.folder / "signers.gpg").write_bytes(place.gpg.make().public())
-    for commit in (repo.first, repo.second):
-        place.sign(path, commit)
-    return repo
-
-
-def write_recipe(place: Place) -> Path:
-    """Write the tests' recipe."""
-    path = place.folder / "test.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-def build_disk(place: Place, repo: Repo, recipe: Path) -> Built:
-    """Build the disk of the first commit; the ref names the second one afterwards."""
-    repo.point(repo.first)
-    trace = Trace(place.folder / "build.trace", opens=False)
-    ran = place.composer("build", recipe, prefix=trace.prefix)
-    assert ran.code == 0, ran.stderr
-    repo.point(repo.second)
-    return Built(place.folder / "test.qcow2", ran, trace)

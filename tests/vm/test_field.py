@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from composer.export.http import http_export
-from tests.vm.place import PASSWORD, Place, Repo
+from tests.vm.ground import Repo
+from tests.vm.place import PASSWORD, Place
 
 _STEP_SECONDS = 240
 

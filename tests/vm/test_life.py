@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
-import re
 import select
 import signal
 import subprocess
@@ -17,9 +16,8 @@ import pytest
 
 from composer.disk.inuse import check_unused
 from composer.errors import Busy
-from composer.store.locks import locked
-from composer.store.work import lock_path
-from tests.vm.place import Place, Repo
+from tests.vm.ground import Repo
+from tests.vm.place import Place
 
 
 def content(disk: Path) -> str:
@@ -51,48 +49,6 @@ def test_interrupted_update_leaves_the_disk_and_no_vm(
     place.assert_cleared()
     assert content(fresh) == before
     assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
-
-
-@pytest.mark.parametrize("seconds", [0.2, 12.0])
-def test_killed_update_harms_nothing_and_the_next_one_works(
-    place: Place, repo: Repo, fresh: Path, seconds: float
-) -> None:
-    """SIGKILL as the helper boots, and in the middle of its job."""
-    before = content(fresh)
-    with place.started("update", fresh) as process:
-        wait_for_vm(place, process)
-        time.sleep(seconds)
-        process.kill()
-        process.communicate()
-    assert content(fresh) == before
-    # The guest finds its lifeline cut and powers itself off.
-    place.wait_for_no_vm(60)
-    updated = place.composer("update", fresh)
-    assert updated.code == 0, updated.stderr
-    assert repo.second[:12] in updated.stdout
-    place.assert_cleared()
-    assert sorted(path.name for path in fresh.parent.iterdir()) == ["copy.qcow2", "copy.qcow2.manifest.json"]
-
-
-def test_second_composer_on_a_disk_is_refused_and_told_who_has_it(place: Place, fresh: Path) -> None:
-    with place.started("update", fresh) as process:
-        wait_for_vm(place, process)
-        began = time.monotonic()
-        second = place.composer("update", fresh)
-        took = time.monotonic() - began
-        assert second.code == 1
-        assert f"pid {process.pid} " in second.stderr
-        assert took < 10
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-
-
-def test_a_lock_of_another_user_names_its_holder(place: Place, fresh: Path) -> None:
-    with locked(lock_path(fresh), purpose="nightly", what="it"):
-        lock_path(fresh).chmod(0o444)  # as one is that we may not write to
-        refused = place.composer("update", fresh)
-    assert refused.code == 1
-    assert re.search(rf"pid {os.getpid()} on .* for nightly", refused.stderr)
 
 
 class Typed:

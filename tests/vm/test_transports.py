@@ -15,10 +15,12 @@ from composer.compose import steps
 from composer.compose.supply import Supply, opened_supply
 from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk, source_for
+from composer.deadline import Deadline
 from composer.export.delta import Wanted
 from composer.helper.job import Job, run_job
 from composer.helper.lease import Helper, HelperShape
-from tests.vm.place import Place, Repo, ostree
+from tests.vm.ground import Repo
+from tests.vm.place import Place, ostree
 
 ODD = "test/odd"
 # What of a deployment its files' checksums do not cover: names, kinds, modes, owners, links.
@@ -78,32 +80,6 @@ def transports() -> list[str]:
     return ["delta", "http", "9p", *(["virtiofs"] if os.geteuid() == 0 else [])]
 
 
-def test_every_transport_yields_the_same_deployment(place: Place, repo: Repo, fresh: Path, odd: str) -> None:
-    workshop = place.workshop()
-    manifest = known_disk(fresh)
-    seen: dict[str, bytes] = {}
-    for transport in transports():
-        wanted = Wanted(odd, frozenset({repo.first}))
-        with supplied(place, fresh, transport, wanted, ODD) as (supply, helper):
-            data = {
-                **steps.partition_data(manifest.partitions),
-                "ref": ODD.encode(), "commit": odd.encode(), "stateroot": b"debian", "keep": b"2",
-                "remote-name": b"origin",
-            }  # fmt: skip
-            with supply.reaching(helper, workshop) as where:
-                names = ("mount-sysroot", *supply.steps, "deploy", "report", "fsck")
-                result = run_job(helper.shell, Job(names, data | where), workshop.reporter, workshop.deadline)
-            assert result.one("fsck") == "clean"
-            assert result.all("deployment")[0].startswith(odd)
-            answer = helper.shell.run(["sh", "-ec", _TREE, "sh", odd], deadline=workshop.deadline)
-            assert answer.code == 0, answer.stderr
-            seen[transport] = answer.stdout
-            assert 0 < supply.moved.bytes < 320 * 2**20
-    assert b"usr/share/odd/with a\nnewline|f644 0:0 \0" in seen["delta"]
-    assert b"usr/share/odd/setuid|f4755 0:0 \0" in seen["delta"]
-    assert set(seen.values()) == {seen["delta"]}, "transports differ"
-
-
 _SCAN = r"""
 set -u
 ip -o link | grep -v ' lo:' && echo "another network device"
@@ -121,23 +97,48 @@ exit 0
 """
 
 
-def test_the_guest_reaches_the_repo_and_nothing_else(place: Place, repo: Repo, fresh: Path) -> None:
+def assert_reaches_nothing_else(helper: Helper, url: str, secret: int, deadline: Deadline) -> None:
+    """Assert that a guest reaches the repo at ``url``, and not the host's port ``secret``, nor others."""
+    port = int(url.split(":")[2].partition("/")[0])
+    mine = socket.gethostbyname(socket.gethostname())
+    answer = helper.shell.run(["sh", "-c", _SCAN, "sh", mine, str(secret)], deadline=deadline)
+    assert answer.stdout.decode().split("\n") == [f"listens 0100007F:{port:04X}", ""], answer
+    # And what listens there is the repo: behind its token, its paths alone.
+    ask = "exec 3<>/dev/tcp/127.0.0.1/$1; printf 'GET %s HTTP/1.0\\r\\n\\r\\n' \"$2\" >&3; head -n 1 <&3"
+    for path, status in (("/config", b"403"), (f"{url[url.index('/', 8) :]}/config", b"200")):
+        answer = helper.shell.run(["bash", "-c", ask, "bash", str(port), path], deadline=deadline)
+        assert answer.stdout.split()[1:2] == [status], answer
+
+
+def test_every_transport_yields_the_same_deployment_and_reaches_nothing_else(
+    place: Place, repo: Repo, fresh: Path, odd: str
+) -> None:
     workshop = place.workshop()
-    with (
-        socket.create_server(("127.0.0.1", 0)) as secret,
-        supplied(place, fresh, "http", Wanted(repo.second), "debian/bookworm/amd64/demo") as (supply, helper),
-        supply.reaching(helper, workshop) as where,
-    ):
-        url = where["export-url"].decode()
-        port = int(url.split(":")[2].partition("/")[0])
-        mine = socket.gethostbyname(socket.gethostname())
-        argv = ["sh", "-c", _SCAN, "sh", mine, str(secret.getsockname()[1])]
-        answer = helper.shell.run(argv, deadline=workshop.deadline)
-        assert answer.stdout.decode().split("\n") == [f"listens 0100007F:{port:04X}", ""], answer
-        # And what listens there is the repo: behind its token, its paths alone.
-        ask = "exec 3<>/dev/tcp/127.0.0.1/$1; printf 'GET %s HTTP/1.0\\r\\n\\r\\n' \"$2\" >&3; head -n 1 <&3"
-        for path, status in (("/config", b"403"), (f"{url[url.index('/', 8) :]}/config", b"200")):
-            answer = helper.shell.run(
-                ["bash", "-c", ask, "bash", str(port), path], deadline=workshop.deadline
-            )
-            assert answer.stdout.split()[1:2] == [status], answer
+    manifest = known_disk(fresh)
+    seen: dict[str, bytes] = {}
+    for transport in transports():
+        wanted = Wanted(odd, frozenset({repo.first}))
+        with supplied(place, fresh, transport, wanted, ODD) as (supply, helper):
+            data = {
+                **steps.partition_data(manifest.partitions),
+                "ref": ODD.encode(), "commit": odd.encode(), "stateroot": b"debian", "keep": b"2",
+                "remote-name": b"origin",
+            }  # fmt: skip
+            with (
+                socket.create_server(("127.0.0.1", 0)) as secret,
+                supply.reaching(helper, workshop) as where,
+            ):
+                if transport == "http":
+                    url, port = where["export-url"].decode(), secret.getsockname()[1]
+                    assert_reaches_nothing_else(helper, url, port, workshop.deadline)
+                names = ("mount-sysroot", *supply.steps, "deploy", "report", "fsck")
+                result = run_job(helper.shell, Job(names, data | where), workshop.reporter, workshop.deadline)
+            assert result.one("fsck") == "clean"
+            assert result.all("deployment")[0].startswith(odd)
+            answer = helper.shell.run(["sh", "-ec", _TREE, "sh", odd], deadline=workshop.deadline)
+            assert answer.code == 0, answer.stderr
+            seen[transport] = answer.stdout
+            assert 0 < supply.moved.bytes < 320 * 2**20
+    assert b"usr/share/odd/with a\nnewline|f644 0:0 \0" in seen["delta"]
+    assert b"usr/share/odd/setuid|f4755 0:0 \0" in seen["delta"]
+    assert set(seen.values()) == {seen["delta"]}, "transports differ"
