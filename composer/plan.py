@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from composer.disk.layout import Layout, room_needed
 from composer.errors import BadInput
 from composer.recipe.load import LoadedRecipe
-from composer.recipe.model import Remote
+from composer.recipe.model import Firmware, Remote
 from composer.recipe.values import show_size
 from composer.repo.commit import Tree
 from composer.repo.signatures import Trust
@@ -82,10 +82,10 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def firmware(self) -> str:
-        """'bios', 'uefi' or 'bios+uefi'."""
-        roles = [("bios", "bios"), ("esp", "uefi")]
-        return "+".join(name for role, name in roles if self.layout.number(role))
+    def firmware(self) -> Firmware:
+        """What the disk boots under, by the partitions that its layout has."""
+        bios, uefi = self.layout.number("bios"), self.layout.number("esp")
+        return "bios+uefi" if bios and uefi else "bios" if bios else "uefi"
 
 
 def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:

@@ -18,6 +18,7 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged
 from composer.export.http import HttpExport, http_export
 from composer.repo.checked import CheckedRepo
+from composer.repo.download import Downloads
 from composer.repo.local import Repo, open_repo, unsound
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls, Upstream, is_url
@@ -42,7 +43,7 @@ class RepoSource:
     deadline: Deadline
     folder: Repo | None
     through: HttpExport | None
-    fill: _Filler | None = None
+    fill: Downloads | None = None
 
     @property
     def _url(self) -> str:
@@ -155,7 +156,7 @@ def opened_source(
     try:
         upstream.check()
         with _place_in(cache / "remote") as place:
-            fill = _Filler(upstream, place)
+            fill = Downloads(upstream, place)
             with http_export(place, fill) as through:
                 yield RepoSource(upstream.url, trust, checked, deadline, None, through, fill)
     finally:
@@ -182,25 +183,3 @@ def clear_remote(folder: Path, *, dry: bool = False) -> int:
             if not dry:
                 shutil.rmtree(left, ignore_errors=True)
     return freed
-
-
-@dataclass(frozen=True)
-class _Filler:
-    """Brings files of a remote repo to where the export looks for them."""
-
-    upstream: Upstream
-    place: Path
-
-    def __call__(self, path: str) -> None:
-        target = self.place / path
-        # An object is what its name says for all time; whoever pulls verifies it.
-        if path.startswith(("objects/", "deltas/")) and target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not self.upstream.download(path, target):
-            target.unlink(missing_ok=True)
-
-    def has(self, path: str) -> bool:
-        """Bring a file and tell whether the remote repo has it."""
-        self(path)
-        return (self.place / path).exists()

@@ -20,6 +20,7 @@ from composer.disk.manifest import (
     HelperSettings,
     Identity,
     Manifest,
+    changed,
     load_manifest,
     publish_manifest,
 )
@@ -154,7 +155,7 @@ def _overridden(manifest: Manifest, overrides: Overrides) -> Manifest:
         }
     said = {name: getattr(overrides, name) for name in ("repo", "ref", "keep", "flatten")}
     changes |= {key: value for key, value in said.items() if value is not None}
-    return manifest.model_copy(update=changes)
+    return changed(manifest, changes) if changes else manifest
 
 
 def _helper_of(manifest: Manifest, overrides: Overrides, source: RepoSource) -> HelperSettings:

@@ -20,11 +20,17 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composer.errors import BadInput, Busy, ComposerError
+from composer.recipe.model import Firmware
+from composer.recipe.values import Commit, Ed25519Key, HostPath, Ref, RemoteName, RepoPlace, Stateroot
+from composer.store.files import read_file
 from composer.store.folders import fsync_path, give_like, publish, written_beside
 
 _FORMAT = 1
 _HISTORY = 100
 _LARGEST = 2**22
+_LARGEST_SIZE = 2**62
+# GPT's own limit (UEFI specification, 5.3.2).
+_PARTITIONS = 128
 # The longest beside a disk is that of a manifest in the making.
 _LONGEST_NAME = 255 - len("..manifest.json.next.12345678.new")
 
@@ -32,6 +38,9 @@ _LONGEST_NAME = 255 - len("..manifest.json.next.12345678.new")
 # What becomes of an overlay that is to be the disk (compose/edit.py).
 Flatten = Literal["auto", "always"]
 PartitionRole = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+Bytes = Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 
 
 class _Data(BaseModel):
@@ -41,8 +50,8 @@ class _Data(BaseModel):
 class Identity(_Data):
     """Tells a disk from what it becomes when anybody writes to it."""
 
-    size: int
-    mtime_ns: int
+    size: Bytes
+    mtime_ns: int = Field(ge=-_LARGEST_SIZE, le=_LARGEST_SIZE)
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -62,11 +71,11 @@ class Identity(_Data):
 class Deployment(_Data):
     """A deployment on the disk; the first one is the default."""
 
-    commit: str = Field(pattern=r"^[0-9a-f]{64}$")
+    commit: Commit
     serial: int = Field(ge=0, lt=2**31)
-    stateroot: str
-    refspec: str | None
-    version: str | None
+    stateroot: Stateroot
+    refspec: str | None = Field(max_length=512)
+    version: str | None = Field(max_length=128)
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -88,11 +97,11 @@ class Deployment(_Data):
 class Deed(_Data):
     """One thing done to the disk; ``bytes`` is what was moved into the helper."""
 
-    time: str
-    what: str
-    commit: str
-    seconds: float
-    bytes: int
+    time: str = Field(pattern=r"^[0-9TZ:-]{1,32}$")
+    what: str = Field(pattern=r"^[a-z][a-z-]{0,31}$")
+    commit: Commit
+    seconds: float = Field(ge=0, le=1e9)
+    bytes: Bytes
 
     @classmethod
     def done(cls, what: str, commit: str, began: float, moved: int) -> Self:
@@ -105,57 +114,57 @@ class Deed(_Data):
 class Keys(_Data):
     """The keys that commits are verified with: keyrings in base64, and ed25519's own form, also base64."""
 
-    gpg: tuple[str, ...] = ()
-    ed25519: tuple[str, ...] = ()
+    gpg: tuple[Base64, ...] = ()
+    ed25519: tuple[Ed25519Key, ...] = ()
 
 
 class TlsFiles(_Data):
     """Where the files lie that a repo behind TLS wants."""
 
-    certificate: str | None = None
-    key: str | None = None
-    ca: str | None = None
+    certificate: HostPath | None = None
+    key: HostPath | None = None
+    ca: HostPath | None = None
 
 
 class Room(_Data):
     """The root file system, in bytes, as the last job left it."""
 
-    size: int = Field(ge=0)
-    free: int = Field(ge=0)
+    size: Bytes
+    free: Bytes
 
 
 class HelperSettings(_Data):
     """The helper that worked on the disk, for the next one: a commit of the repo, and its size."""
 
-    ref: str
-    commit: str
-    memory: int
-    cpus: int
+    ref: Ref
+    commit: Commit
+    memory: int = Field(ge=2**28, le=2**40)
+    cpus: int = Field(ge=1, le=64)
 
 
 class Manifest(_Data):
     """All that `composer update DISK` needs to know besides the disk."""
 
     format: int = _FORMAT
-    name: str
-    recipe: str | None
-    plan: str
-    repo: str
-    ref: str
-    stateroot: str
-    remote: str | None
-    keep: int = Field(ge=1)
+    name: Name
+    recipe: HostPath | None
+    plan: str = Field(pattern=r"^[0-9a-f]{64}$")
+    repo: RepoPlace
+    ref: Ref
+    stateroot: Stateroot
+    remote: RemoteName | None
+    keep: int = Field(ge=1, le=10)
     flatten: Flatten = "auto"
     keys: Keys = Keys()
     tls: TlsFiles = TlsFiles()
-    firmware: str
-    partitions: dict[PartitionRole, int]
+    firmware: Firmware
+    partitions: dict[PartitionRole, Annotated[int, Field(ge=1, le=_PARTITIONS)]] = Field(max_length=16)
     helper: HelperSettings
-    deployments: tuple[Deployment, ...] = Field(min_length=1)
+    deployments: tuple[Deployment, ...] = Field(min_length=1, max_length=_PARTITIONS)
     disk: Identity
     root: Room | None = None
-    inode: int | None = None
-    history: tuple[Deed, ...] = ()
+    inode: int | None = Field(default=None, ge=0, lt=2**64)
+    history: tuple[Deed, ...] = Field(default=(), max_length=_HISTORY)
 
     @property
     def commit(self) -> str:
@@ -185,13 +194,22 @@ def _next_path(disk: Path) -> Path:
 
 def _parse(path: Path) -> Manifest:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise BadInput(f"the manifest {path} is too large to be one")
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_file(path, _LARGEST))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"the manifest {path} is damaged: {where}: {first['msg']}") from error
+        raise BadInput(f"the manifest {path} is damaged: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def changed(manifest: Manifest, changes: dict[str, object]) -> Manifest:
+    """Return a manifest with some fields changed; BadInput if a value is none that a manifest may have."""
+    try:
+        return Manifest.model_validate(manifest.model_dump() | changes)
+    except ValidationError as error:
+        raise BadInput(_first_fault(error)) from error
 
 
 def load_manifest(disk: Path) -> Manifest | None:

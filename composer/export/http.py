@@ -1,15 +1,13 @@
 """A repo over HTTP, read-only, for the length of one pull.
 
-It knows only the paths that an archive repo has (ostree-repo.c and ostree-repo-pull.c name them) and follows
-no link.  Programs of the host reach it on loopback behind a random token; a helper VM through connections
-that the shell into it hands over, so the helper needs no network, and nothing of the host can be reached
-from it but this.
+It knows only the paths that an archive repo has (repo/paths.py) and follows no link.  Programs of the host
+reach it on loopback behind a random token; a helper VM through connections that the shell into it hands
+over, so the helper needs no network, and nothing of the host can be reached from it but this.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import stat
@@ -24,17 +22,9 @@ from typing import Any, Literal, Protocol
 
 from composer.deadline import Deadline
 from composer.errors import ComposerError
+from composer.repo.paths import is_repo_path
+from composer.store.files import open_beneath
 
-_SAFE = r"[A-Za-z0-9_][-._A-Za-z0-9]*"
-_PATHS = re.compile(
-    r"(?:"
-    r"objects/[0-9a-f]{2}/[0-9a-f]{62}\.(?:filez|dirtree|dirmeta|commit|commitmeta|payload-link)"
-    rf"|refs/(?:heads|mirrors|remotes)/{_SAFE}(?:/{_SAFE})*"
-    r"|summary(?:\.sig)?|summaries/[0-9a-f]{64}(?:-[0-9a-f]{64})?\.(?:gz|delta|sig)"
-    r"|deltas/[0-9A-Za-z_+]{2}/[-0-9A-Za-z_+]{1,128}/(?:superblock|[0-9]{1,6})"
-    r"|delta-indexes/[0-9A-Za-z_+]{2}/[0-9A-Za-z_+]{1,64}\.index"
-    r")"
-)
 # A repo's own config may hold credentials of its remotes; the guest needs to know the mode alone.
 _CONFIG = b"[core]\nrepo_version=1\nmode=archive-z2\n"
 Fill = Callable[[str], None]
@@ -109,20 +99,6 @@ class HttpExport:
         self._server.process_request(connection, ("tunnel", 0))
 
 
-def _open_beneath(root: int, path: str) -> int:
-    """Open a file below the folder ``root`` without following a link anywhere on the way."""
-    *folders, name = path.split("/")
-    here = os.dup(root)
-    try:
-        for folder in folders:
-            inner = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
-            os.close(here)
-            here = inner
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
-    finally:
-        os.close(here)
-
-
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -188,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path[len(prefix) :]
         if path == "config":
             return self._send_bytes(_CONFIG, with_body)
-        if not _PATHS.fullmatch(path):
+        if not is_repo_path(path):
             return self._refuse(HTTPStatus.NOT_FOUND)
         try:
             if self.server.fill is not None:
@@ -197,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.served.refuse(path, error.message)
             return self._refuse(HTTPStatus.BAD_GATEWAY)
         try:
-            descriptor = _open_beneath(self.server.root, path)
+            descriptor = open_beneath(self.server.root, path)
         except OSError as error:
             self.server.served.refuse(path, error.strerror or "it cannot be read")
             return self._refuse(HTTPStatus.NOT_FOUND)

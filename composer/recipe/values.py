@@ -106,7 +106,9 @@ Size = Annotated[
 Ref = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*$", max_length=255)
 ]
-RepoPlace = Annotated[str, AfterValidator(_check_address), Field(min_length=1)]
+RepoPlace = Annotated[
+    str, AfterValidator(_check_address), AfterValidator(_check_text), Field(min_length=1, max_length=4096)
+]
 Stateroot = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-._A-Za-z0-9]*$", max_length=64)]
 RemoteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
 Url = Annotated[
@@ -135,4 +137,8 @@ Uuid = Annotated[
 FatId = Annotated[str, Field(pattern=r"^[0-9A-F]{4}-[0-9A-F]{4}$"), AfterValidator(_check_not_zero)]
 ProductPath = Annotated[str, AfterValidator(_check_product_path), Field(max_length=1024)]
 Mode = Annotated[str, AfterValidator(_check_mode)]
+# ostree-core.h, OSTREE_SHA256_STRING_LEN
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# PATH_MAX of linux/limits.h; any character but NUL may stand in a name.
+HostPath = Annotated[str, AfterValidator(_check_text), Field(min_length=1, max_length=4096)]
 Text = Annotated[str, AfterValidator(_check_text)]

@@ -24,12 +24,16 @@ from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrus
 from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust, check_ed25519
 from composer.repo.upstream import is_url
+from composer.store.files import read_file
 from composer.store.folders import publish, written_beside
 from composer.store.locks import locked
 
 _MODE = "bare-user"
 # Below a remote's refs: one for each commit that was fetched, for as long as it is used.
 _PINNED = "pinned"
+_PIN = ".pin"
+# OSTREE_MAX_METADATA_SIZE of ostree-core.h.
+_LARGEST_METADATA = 128 * 2**20
 _IN_USE_SECONDS = 86400.0
 # A remote's address but while it is pulled from, and before its keys are all there.
 _NOWHERE = "file:///"
@@ -93,6 +97,8 @@ class CheckedRepo:
         """Return the commit that ``ref`` names at ``url``, fetched and proven as far as its metadata goes."""
         with self._held(deadline) as repo:
             remote = _remote(repo, source, trust, deadline)
+            if COMMIT.match(ref):
+                _drop_unlike(repo.object_path(f"{ref}.commit"), ref)
             try:
                 _pull(repo, remote, url, source, ref, ("--commit-metadata-only",), deadline)
             except RepoDamaged as error:
@@ -114,6 +120,7 @@ class CheckedRepo:
         with self._held(deadline) as repo:
             remote = _remote(repo, source, trust, deadline)
             wanted = commit if COMMIT.match(ref) else f"{ref}@{commit}"
+            _drop_unlike(repo.object_path(f"{commit}.commit"), commit)
             _pull(repo, remote, url, source, wanted, (), deadline)
             _prove(repo, commit, trust, deadline)
             refs = self.path / "refs" / "remotes" / remote
@@ -121,9 +128,10 @@ class CheckedRepo:
             # Of itself a commit that a checksum named has no ref, and a ref that moved on has left one.
             if not pin.exists():
                 pin.parent.mkdir(parents=True, exist_ok=True)
-                new = self.folder / ".pin"  # not below refs: half a ref there would break the repo
-                new.write_text(f"{commit}\n")
-                publish(new, pin)
+                # Not below refs: half a ref there would break the repo.
+                with written_beside(self.folder / _PIN) as new:
+                    new.write_text(f"{commit}\n")
+                publish(self.folder / _PIN, pin)
             for used in (refs / ref, pin):  # their times are those of their last use
                 with suppress(FileNotFoundError):
                     os.utime(used)
@@ -146,6 +154,13 @@ class CheckedRepo:
                     ref.unlink()
                 repo.ostree("prune", "--refs-only", deadline=deadline)
         return sorted("/".join(ref.relative_to(remotes).parts[1:]) for ref in old)
+
+
+def _drop_unlike(path: Path, checksum: str) -> None:
+    """Remove an object whose content is not what its name says: ostree takes one that is there as it is."""
+    with suppress(FileNotFoundError):
+        if hashlib.sha256(read_file(path, _LARGEST_METADATA)).hexdigest() != checksum:
+            path.unlink()
 
 
 def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:

@@ -16,7 +16,7 @@ from composer.process import run
 from composer.recipe.load import host_path
 from composer.repo.commit import MODULES, Listed, Tree, parse_listing, parse_objects
 
-COMMIT = re.compile(r"^[0-9a-f]{64}$")
+COMMIT = re.compile(r"[0-9a-f]{64}\Z")
 # The sixth of a commit's eight fields (ostree-core.h, OSTREE_COMMIT_GVARIANT_STRING), found from the end:
 # the line: what comes before it is free text, without newlines.  Signatures are told in lines after it.
 _TIMESTAMP = re.compile(r", uint64 (\d+), \[byte [^]]*\], \[byte [^]]*\]\)$", re.MULTILINE)

@@ -109,17 +109,18 @@ class Upstream:
         except _BROKEN as error:
             raise BadInput(f"the repo {self.url} cannot be reached: {_cause(error)}") from error
 
-    def download(self, path: str, target: Path) -> bool:
-        """Bring a file to ``target``; False where the server has none.
+    def download(self, path: str, target: Path, largest: int) -> bool:
+        """Bring a file of at most ``largest`` bytes to ``target``; return False if the server has none.
 
-        What a broken connection left is gone on with.  Raises ComposerError where that does not help.
+        After a broken connection the download is resumed.  Raises ComposerError if that does not help, or if
+        the file is larger.
         """
         # Threads may want the same object at once; each writes its own, and the last rename wins.
         part = target.with_name(f"{target.name}.{threading.get_ident()}.part")
         try:
             for attempt in range(_RESUMES):
                 try:
-                    if not self._append(path, part):
+                    if not self._append(path, part, largest):
                         return False
                 except _BROKEN as error:
                     if isinstance(error, OSError) and (full := NoSpace.told_by(error)):
@@ -134,8 +135,8 @@ class Upstream:
             with suppress(FileNotFoundError):
                 part.unlink()
 
-    def _append(self, path: str, part: Path) -> bool:
-        """Get the rest of a file; one of _BROKEN where that breaks off."""
+    def _append(self, path: str, part: Path, largest: int) -> bool:
+        """Get the rest of a file; one of _BROKEN if that breaks off."""
         have = part.stat().st_size if part.exists() else 0
         with self._get(path, {"Range": f"bytes={have}-"} if have else {}) as answer:
             if answer.status_code in (404, 410):
@@ -146,11 +147,13 @@ class Upstream:
             self._check_status(answer, path)
             resumed = answer.status_code == 206
             with part.open("ab" if resumed else "wb") as file:
-                wanted = int(answer.headers.get("Content-Length", -1))
+                wanted = _length(answer)
                 got = 0
                 for piece in self._pieces(answer, path):
-                    file.write(piece)
                     got += len(piece)
+                    if file.tell() + len(piece) > largest:
+                        raise ComposerError(f"{self.url}/{path} is larger than a file of that kind can be")
+                    file.write(piece)
             if wanted >= 0 and got < wanted:
                 raise OSError(f"{got} of {wanted} bytes came")
         return True
@@ -179,6 +182,12 @@ class Upstream:
             raise ComposerError(
                 f"{self.url}/{path}: the server packs it ({packed[:20]}), which it was asked not to"
             )
+
+
+def _length(answer: requests.Response) -> int:
+    """Return how many bytes an answer announces; -1 if it names no number."""
+    said = answer.headers.get("Content-Length", "")
+    return int(said) if said.isascii() and said.isdecimal() and len(said) < 20 else -1
 
 
 def _cause(error: BaseException) -> str:

@@ -147,7 +147,8 @@ def test_inspect(composer: Composer, good_disk: Path) -> None:
 
 def test_inspect_shows_no_control_characters(composer: Composer, good_disk: Path) -> None:
     said = json.loads(manifest_path(good_disk).read_text())
-    manifest_path(good_disk).write_text(json.dumps({**said, "ref": "\x1b]0;evil\x07[bold]x[/]"}))
+    said["deployments"][0]["version"] = "\x1b]0;evil\x07[bold]x[/]"
+    manifest_path(good_disk).write_text(json.dumps(said))
     shown = composer("inspect", good_disk).stdout
     assert "\x1b" not in shown
     assert "[bold]x[/]" in shown

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ from composer.disk.manifest import (
     Keys,
     Manifest,
     Room,
+    changed,
     check_place,
     load_manifest,
     manifest_path,
@@ -238,10 +243,74 @@ def test_damaged_in_one_place(disk: Path, key: str, value: object) -> None:
         load_manifest(disk)
 
 
+EVIL = "/../../../../../../tmp/evil/" + "a" * 40
+HOSTILE: list[tuple[str, object]] = [
+    ("name", "../x"), ("plan", EVIL), ("ref", "../x"), ("ref", "a/../../x"), ("ref", "--repo=/"),
+    ("ref", "a\n"), ("repo", ""), ("repo", "a\0b"), ("repo", "x" * 5000), ("repo", "https://me:secret@example.org"),
+    ("recipe", "a\0b"), ("stateroot", "../x"), ("stateroot", "-x"), ("remote", "a/b"), ("keep", 11),
+    ("firmware", "coreboot"), ("partitions.root", 0), ("partitions.root", 129), ("partitions.root", 2**70),
+    ("partitions.../x", 1), ("helper.ref", "-x"), ("helper.commit", EVIL), ("helper.commit", "1" * 63),
+    ("helper.commit", "1" * 64 + "\n"), ("helper.memory", 1), ("helper.memory", 2**50), ("helper.cpus", 0),
+    ("helper.cpus", 10**6), ("deployments.0.commit", EVIL), ("deployments.0.stateroot", "a/b"),
+    ("deployments.0.serial", -1), ("deployments.0.version", "x" * 200), ("disk.size", -1),
+    ("disk.mtime_ns", 2**80), ("inode", -1), ("keys.gpg", ["not base64!"]), ("keys.ed25519", ["AAAA"]),
+    ("tls.key", "a\0b"), ("root.free", -1), ("history.0.what", "x\x1b[2J"), ("history.0.time", "x" * 99),
+    ("history.0.commit", EVIL), ("history.0.bytes", -1), ("history.0.seconds", 1e300),
+]  # fmt: skip
+
+
+def put(said: Any, key: str, value: object) -> None:
+    """Set what a dotted key names, in tables and lists; the last name is taken whole."""
+    *above, last = key.split(".", 2 if "deployments" in key or "history" in key else 1)
+    for part in above:
+        said = said[int(part) if part.isdigit() else part]
+    said[last] = value
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE, ids=[f"{n}-{key}" for n, (key, _) in enumerate(HOSTILE)])
+def test_a_field_of_a_form_that_it_cannot_have(disk: Path, key: str, value: object) -> None:
+    said = json.loads(manifest_path(disk).read_text())
+    deed = {"time": "2026-11-29T00:00:00Z", "what": "build", "commit": OLD, "seconds": 1.0, "bytes": 1}
+    said |= {"history": [deed], "root": {"size": 2, "free": 1}}
+    Manifest.model_validate(said)
+    put(said, key, value)
+    manifest_path(disk).write_text(json.dumps(said))
+    with pytest.raises(BadInput, match=f"is damaged: {key.partition('.')[0]}"):
+        load_manifest(disk)
+
+
+def test_a_change_to_what_no_manifest_holds_is_refused(disk: Path, manifest_of: Make) -> None:
+    with pytest.raises(BadInput, match="ref: "):
+        changed(manifest_of(disk), {"ref": "../x"})
+    assert changed(manifest_of(disk), {"ref": "os/other"}).ref == "os/other"
+
+
+@pytest.mark.parametrize("name", ["disk.qcow2.manifest.json", "disk.qcow2.manifest.json.next"])
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder", "socket"])
+def test_what_is_no_file_is_not_read(disk: Path, name: str, kind: str) -> None:
+    """A FIFO would hold us up, and a link may lead to /dev/zero."""
+    path = disk.with_name(name)
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(disk.parent):
+            made.bind(name)
+    if name.endswith(".next"):  # nothing waits there, and the disk's own manifest counts
+        assert commit_of(disk) == OLD
+    else:
+        with pytest.raises(BadInput, match=r"no regular file|a symbolic link|cannot read"):
+            load_manifest(disk)
+
+
 def test_too_large(disk: Path) -> None:
     with manifest_path(disk).open("r+b") as file:
         file.truncate(2**33)
-    with pytest.raises(BadInput, match="too large"):
+    with pytest.raises(BadInput, match="larger than 4096 KiB"):
         load_manifest(disk)
 
 
@@ -281,7 +350,7 @@ def test_hostile_deployment(line: str) -> None:
 def test_no_deployment_after_an_update(disk: Path) -> None:
     manifest = load_manifest(disk)
     assert manifest is not None
-    deed = Deed(time="", what="update", commit=NEW, seconds=1.0, bytes=0)
+    deed = Deed(time="2026-11-29T00:00:00Z", what="update", commit=NEW, seconds=1.0, bytes=0)
     with pytest.raises((ComposerError, ValueError)):
         manifest.after(deed, (), Identity.of(disk), ROOM)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import socket
 import subprocess
@@ -16,9 +17,10 @@ from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, RepoDamaged
 from composer.export.http import http_export
 from composer.plan import check_bootable
+from composer.repo.download import Downloads
 from composer.repo.local import Repo, open_repo
 from composer.repo.signatures import Trust
-from composer.repo.upstream import Tls
+from composer.repo.upstream import Tls, Upstream
 from tests.web import web_server
 
 
@@ -30,6 +32,61 @@ def repo(tiny_repo: Path, tmp_path: Path) -> Repo:
 def remote(url: str, cache: Path, tls: Tls = Tls()) -> AbstractContextManager[RepoSource]:  # noqa: B008
     cache.mkdir(exist_ok=True)
     return opened_source(url, cache, cache, Trust(), tls, Deadline.after(20))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["objects/../../x", "../x", "/etc/passwd", "config", "refs/heads/../x", "refs/heads/.x", "",
+     "objects/ab/x.commit", "objects/" + "a" * 2 + "/" + "a" * 62 + ".commit\n"],
+)  # fmt: skip
+def test_the_downloader_writes_what_a_repo_has_and_nothing_else(
+    tmp_path: Path, deadline: Deadline, path: str
+) -> None:
+    (tmp_path / "x").write_text("there")
+    folder = tmp_path / "a/b"
+    folder.mkdir(parents=True)
+    with web_server(tmp_path) as url, pytest.raises(ComposerError, match="no OSTree repo has"):
+        Downloads(Upstream(url, Tls(), deadline), folder).has(path)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_downloader_follows_no_link(tmp_path: Path, deadline: Deadline) -> None:
+    (tmp_path / "served/refs/heads").mkdir(parents=True)
+    (tmp_path / "served/refs/heads/main").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "folder/refs").symlink_to(tmp_path / "outside")
+    with web_server(tmp_path / "served") as url:
+        downloads = Downloads(Upstream(url, Tls(), deadline), tmp_path / "folder")
+        with pytest.raises(OSError, match="refs"):
+            downloads("refs/heads/main")
+        (tmp_path / "folder/refs").unlink()
+        assert downloads.has("refs/heads/main")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_file_larger_than_any_of_its_kind_is_not_downloaded(tmp_path: Path, deadline: Deadline) -> None:
+    (tmp_path / "x").write_bytes(bytes(1000))
+    with web_server(tmp_path) as url:
+        upstream = Upstream(url, Tls(), deadline)
+        with pytest.raises(ComposerError, match="larger than a file of that kind"):
+            upstream.download("x", tmp_path / "got", 999)
+        assert not (tmp_path / "got").exists()
+        assert upstream.download("x", tmp_path / "got", 1000)
+
+
+def test_a_planted_commit_is_not_believed(repo: Repo, tmp_path: Path, deadline: Deadline) -> None:
+    """What lies in the composer's own repo under a commit's name is hashed before ostree takes it."""
+    commit = repo.resolve("os/good", deadline)
+    with opened_source(str(repo.path), tmp_path, tmp_path, Trust(), Tls(), deadline) as source:
+        own = source.fetch("os/no-kernel", repo.resolve("os/no-kernel", deadline))
+        planted = own.object_path(f"{commit}.commit")
+        planted.parent.mkdir(exist_ok=True)
+        other = own.object_path(f"{repo.resolve('os/no-kernel', deadline)}.commit")
+        planted.write_bytes(other.read_bytes())
+        fetched = source.fetch("os/good", commit)
+        assert hashlib.sha256(planted.read_bytes()).hexdigest() == commit
+        assert "/usr/bin/sh" in fetched.tree(commit, deadline).paths
 
 
 def init(path: Path, mode: str) -> None:

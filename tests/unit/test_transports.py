@@ -198,7 +198,7 @@ def test_a_download_is_retried_and_resumed(tmp_path: Path, deadline: Deadline) -
     Moody.breaks, Moody.busy = 2, 1
     with served(Moody) as url:
         upstream = Upstream(url, Tls(), deadline)
-        assert upstream.download("objects/x", tmp_path / "x")
+        assert upstream.download("objects/x", tmp_path / "x", 2**30)
         upstream.close()
     assert (tmp_path / "x").read_bytes() == Moody.content
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
@@ -207,7 +207,7 @@ def test_a_download_is_retried_and_resumed(tmp_path: Path, deadline: Deadline) -
 def test_one_that_breaks_off_each_time_fails_and_leaves_nothing(tmp_path: Path, deadline: Deadline) -> None:
     Moody.breaks, Moody.busy = 1000, 0
     with served(Moody) as url, pytest.raises(ComposerError, match="breaks off"):
-        Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+        Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x", 2**30)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,7 +236,7 @@ class Later(Quiet):
 def test_a_server_that_says_little_holds_nobody_up(tmp_path: Path) -> None:
     asks: list[Callable[[Upstream], object]] = [
         lambda upstream: upstream.text("config"),
-        lambda upstream: upstream.download("objects/x", tmp_path / "x"),
+        lambda upstream: upstream.download("objects/x", tmp_path / "x", 2**30),
     ]
     began = time.monotonic()
     with served(Slow) as url:
@@ -267,7 +267,8 @@ def test_the_proxy_of_the_environment_is_used(
     with served(Moody) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert Upstream("http://repo.example.org/r", Tls(), deadline).download("objects/x", tmp_path / "x")
+        upstream = Upstream("http://repo.example.org/r", Tls(), deadline)
+        assert upstream.download("objects/x", tmp_path / "x", 2**30)
     assert (tmp_path / "x").read_bytes() == Moody.content
 
 
@@ -330,9 +331,9 @@ def test_a_password_comes_from_netrc(
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
     with served(Closed) as url:
         with pytest.raises(ComposerError, match="401"):
-            Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+            Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x", 2**30)
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        assert Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x")
+        assert Upstream(url, Tls(), deadline).download("objects/x", tmp_path / "x", 2**30)
         with pytest.raises(BadInput, match="password in it") as caught:
             Upstream(url.replace("//", "//me:secret@"), Tls(), deadline)
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
