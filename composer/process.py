@@ -7,6 +7,7 @@ Whatever was started has ended when these return.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,13 @@ from composer.errors import BadInput, DeadlineExpired, ToolFailed
 _GRACE_SECONDS = 2.0
 _COMPANION_SECONDS = 15.0
 _LONGEST_STDERR = 2**20
+# What a host program may see of our environment.  Not the proxies: ostree would ask one for our own export,
+# and tell it the token (upstream.py reads them, for servers that are really far away).  The last three are
+# Python's own, for the watchdog programs.
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|XDG_RUNTIME_DIR|LD_LIBRARY_PATH|COMPOSER_[A-Z_]+"
+    r"|PYTHONPATH|PYTHONHOME|VIRTUAL_ENV"
+)
 
 # Which package brings a tool, for the error that says it is missing: Debian's name, Fedora's name.
 _PACKAGES = {
@@ -79,8 +87,10 @@ def has_tool(tool: str) -> bool:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return a host program's environment: the few variables that such programs need, and ``extra``."""
+    passed = {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
     # Messages of tools are matched in a few places; a translated one would not match.
-    return {**os.environ, "LC_ALL": "C.UTF-8", **extra}
+    return {**passed, "LC_ALL": "C.UTF-8", **extra}
 
 
 @contextmanager

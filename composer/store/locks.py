@@ -27,6 +27,10 @@ _INTRODUCTION_SECONDS = 0.5
 # Where a composer was killed, its companions have the lock until its VMs have ended (reaper.py).
 _LAST_RITES_SECONDS = 20.0
 _LEFT_SECONDS = 1.0
+# A link is not followed; a FIFO in a lock's place does not hold us up.
+_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# In the year 2242: what time.localtime takes everywhere.
+_LATEST = 2**33
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def _holder(descriptor: int) -> _Holder | None:
     """Return who holds the lock, from what the holder wrote into it."""
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         said = json.loads(os.pread(descriptor, 4096, 0))
-        return _Holder(int(said["pid"]), str(said["host"]), float(said["since"]), str(said["purpose"]))
+        holder = _Holder(int(said["pid"]), str(said["host"]), float(said["since"]), str(said["purpose"]))
+        return holder if 0 < holder.pid < _LATEST and 0 <= holder.since < _LATEST else None
     return None
 
 
@@ -92,7 +97,7 @@ def _acquire(path: Path, what: str, wait: Deadline | None) -> int:
     last_rites = Deadline.after(_LAST_RITES_SECONDS)
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o644)
         except PermissionError:
             _refuse_where_held(path, what)
             # A crash of the host left it there, and it is another user's, in a folder that is ours too.
@@ -123,14 +128,17 @@ def _refuse_where_held(path: Path, what: str) -> None:
     """Raise Busy where another user holds a lock that is not ours to take, but to read."""
     with suppress(OSError):
         if is_locked(path):
-            with path.open("rb") as file:
-                raise _busy(what, _holder(file.fileno())) from None
+            descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
+            try:
+                raise _busy(what, _holder(descriptor)) from None
+            finally:
+                os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
     """Whether some process holds the lock file ``path`` now."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
     except FileNotFoundError:
         return False
     try:
@@ -186,8 +194,7 @@ def remove_when_free(path: Path, deadline: Deadline) -> bool:
 
 def _opened(path: Path) -> int:
     """Open a lock file to lock it; for writing where that is allowed, as NFS wants it (flock(2))."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, os.O_RDWR | flags)
+        return os.open(path, os.O_RDWR | _CAREFULLY)
     except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)
+        return os.open(path, os.O_RDONLY | _CAREFULLY)

@@ -54,6 +54,19 @@ def test_environment_and_folder(deadline: Deadline, tmp_path: Path) -> None:
     assert said.text == f"C.UTF-8 1\n{tmp_path}\n"
 
 
+def test_no_more_of_the_environment_is_passed_than_needed(
+    deadline: Deadline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY", "GIO_EXTRA_MODULES", "LD_PRELOAD", "BASH_ENV", "OSTREE_REPO"):
+        monkeypatch.setenv(name, "")
+    said = run(["env"], deadline=deadline).text
+    names = {line.partition("=")[0] for line in said.splitlines()}
+    assert {"PATH", "LC_ALL"} <= names
+    assert names <= {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH",
+                     "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LC_ALL", "PWD", "SHLVL", "_"
+                     } | {name for name in names if name.startswith("COMPOSER_")}  # fmt: skip
+
+
 def test_exit_codes(deadline: Deadline) -> None:
     with pytest.raises(ToolFailed, match="sh ended with 7: second") as caught:
         run(["sh", "-c", "echo first >&2; echo second >&2; exit 7"], deadline=deadline)

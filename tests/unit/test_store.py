@@ -127,7 +127,21 @@ def test_a_link_in_the_place_of_a_lock(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-@pytest.mark.parametrize("said", [b"", b"{}", b"[1]", b"\xff", b'{"since": "x"}', b"{" * 4000])
+NONSENSE = [
+    b"", b"{}", b"[1]", b"\xff", b'{"since": "x"}', b"{" * 4000,
+    *(b'{"pid": %s, "host": "h", "since": %s, "purpose": "p"}' % odd
+      for odd in ((b"-1", b"1"), (b"1", b"1e300"), (b"1", b"NaN"), (b"9" * 99, b"1"), (b"1", b"-1e18"))),
+]  # fmt: skip
+
+
+def test_a_fifo_in_the_place_of_a_lock_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    assert not is_locked(tmp_path / "lock")
+    with locked(tmp_path / "lock", purpose="x", what="it"):
+        pass
+
+
+@pytest.mark.parametrize("said", NONSENSE)
 def test_a_holder_that_says_nonsense(tmp_path: Path, said: bytes) -> None:
     lock = tmp_path / "lock"
     with locked(lock, purpose="first", what="it"):

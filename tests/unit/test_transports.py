@@ -272,6 +272,37 @@ def test_the_proxy_of_the_environment_is_used(
     assert (tmp_path / "x").read_bytes() == Moody.content
 
 
+def test_a_plain_proxy_brings_a_repo_and_never_hears_of_our_export(
+    tiny_repo: Path, tmp_path: Path, deadline: Deadline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ostree pulls from an export on loopback, whose URL has a token; a proxy is for what is far away."""
+    asked: list[str] = []
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/r").symlink_to(tiny_repo)
+
+    class Proxy(Quiet):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = tmp_path / "web" / self.path.partition("repo.example.org/")[2]
+            content = path.read_bytes() if path.is_file() else b""
+            self.send_response(200 if path.is_file() else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with served(Proxy) as proxy:
+        monkeypatch.delenv("no_proxy", raising=False)
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        cache = tmp_path / "cache-behind-proxy"
+        named = "http://repo.example.org/r"
+        with opened_source(named, tmp_path, cache, Trust(), Tls(), deadline) as source:
+            commit = source.resolve("os/good")
+            assert source.fetch("os/good", commit).has_commit(commit, deadline)
+    assert asked
+    assert [url for url in asked if not url.startswith(f"{named}/")] == []
+
+
 def test_a_published_delta_is_used(own: tuple[Repo, str, str], tmp_path: Path, deadline: Deadline) -> None:
     _, first, second = own
     repo = Repo(tmp_path / "r", "r")
