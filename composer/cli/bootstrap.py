@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import click
 
 from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
-from composer.cli.recipe import defines_of, recipe_arguments
+from composer.cli.recipe import recipe_arguments
 from composer.compose.prepare import bootstrap_of
 from composer.helper.bootstrap import cache_of
-from composer.recipe.load import load_recipe
+from composer.recipe.load import LoadedRecipe
 from composer.recipe.values import show_size
 from composer.store.folders import Folders
 
@@ -26,12 +25,11 @@ def bootstrap() -> None:
 @bootstrap.command("build")
 @recipe_arguments
 @job_options()
-def build_image(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
+def build_image(loaded: LoadedRecipe, job: JobOptions) -> None:
     """Make the bootstrap image for RECIPE, which a build would make anyway.
 
     Example:  composer bootstrap build recipes/debian-bookworm.toml
     """
-    loaded = load_recipe(recipe, defines_of(define))
     with session(job) as made:
         image = bootstrap_of(made.workshop, loaded)
     how = "made" if image.fresh else "there already"

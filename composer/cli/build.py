@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from composer.cli.options import PATH, JobOptions, job_options, session, tell_outcome
-from composer.cli.recipe import defines_of, recipe_arguments
+from composer.cli.recipe import recipe_arguments
 from composer.compose.build import build as build_disk
-from composer.recipe.load import load_recipe
+from composer.recipe.load import LoadedRecipe
 from composer.recipe.values import show_size
 
 
@@ -18,14 +18,13 @@ from composer.recipe.values import show_size
 @click.option("-o", "--output", type=PATH, help="Where the disk goes, instead of where the recipe says.")
 @click.option("--force", is_flag=True, help="Build even where nothing changed, or over a foreign file.")
 @job_options("helper", "disk", "commit")
-def build(recipe: Path, define: tuple[str, ...], output: Path | None, force: bool, job: JobOptions) -> None:
+def build(loaded: LoadedRecipe, output: Path | None, force: bool, job: JobOptions) -> None:
     """Make a bootable disk from RECIPE.
 
     The same recipe and commit again is a no-op.
 
     Example:  composer build recipes/debian-bookworm.toml -o /tmp/disk.qcow2
     """
-    loaded = load_recipe(recipe, defines_of(define))
     disk = (output or loaded.output).resolve()
     with session(job) as made:
         outcome = build_disk(made.workshop, loaded, disk, force=force)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
 from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
-from composer.cli.recipe import defines_of, recipe_arguments
+from composer.cli.recipe import recipe_arguments
 from composer.compose.prepare import warm_for
 from composer.helper.template import Template, cache_of
-from composer.recipe.load import load_recipe
+from composer.recipe.load import LoadedRecipe
 from composer.recipe.values import show_size
 from composer.store.cache import Entry
 from composer.store.folders import Folders
@@ -70,12 +69,11 @@ def _age(seconds: float) -> str:
 @helper.command("warm")
 @recipe_arguments
 @job_options("vm")
-def warm(recipe: Path, define: tuple[str, ...], job: JobOptions) -> None:
+def warm(loaded: LoadedRecipe, job: JobOptions) -> None:
     """Make the template of RECIPE's helper, so that no job has to boot one.
 
     Example:  composer helper warm recipes/debian-bookworm.toml
     """
-    loaded = load_recipe(recipe, defines_of(define))
     with session(job) as made:
         template = warm_for(made.workshop, loaded)
     click.echo(f"{template.entry.key}: {show_size(template.entry.bytes)}, used {template.uses} times")

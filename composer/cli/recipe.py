@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import click
 from composer.cli import show
 from composer.cli.options import PATH
 from composer.errors import BadInput
-from composer.recipe.load import load_recipe
+from composer.recipe.load import LoadedRecipe, load_recipe
 from composer.recipe.model import Recipe
 
 
@@ -24,12 +25,23 @@ def defines_of(define: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+ALLOW_FILE = click.option(
+    "--allow-file", multiple=True, type=PATH, metavar="PATH",
+    help="Let the recipe read this file, which lies outside its folder.",
+)  # fmt: skip
+
+
 def recipe_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb the argument RECIPE and the option -D."""
-    command = click.option(
+    """Give a verb the argument RECIPE and its options; it gets the recipe as ``loaded``."""
+
+    @functools.wraps(command)
+    def wrapped(*, recipe: Path, define: tuple[str, ...], allow_file: tuple[Path, ...], **more: Any) -> None:
+        command(loaded=load_recipe(recipe, defines_of(define), allow_file), **more)
+
+    define = click.option(
         "-D", "define", multiple=True, metavar="NAME=VALUE", help="Set a variable of the recipe."
-    )(command)
-    return click.argument("recipe", type=PATH)(command)
+    )
+    return click.argument("recipe", type=PATH)(define(ALLOW_FILE(wrapped)))
 
 
 @click.group()
@@ -39,26 +51,28 @@ def recipe() -> None:
 
 @recipe.command()
 @recipe_arguments
-def check(recipe: Path, define: tuple[str, ...]) -> None:
+def check(loaded: LoadedRecipe) -> None:
     """Tell all faults of RECIPE at once.
 
     Example:  composer recipe check recipes/debian-bookworm.toml
     """
-    load_recipe(recipe, defines_of(define))
-    click.echo(f"{recipe}: good")
+    click.echo(f"{loaded.path}: good")
 
 
 @recipe.command("show")
 @recipe_arguments
-def show_recipe(recipe: Path, define: tuple[str, ...]) -> None:
+def show_recipe(loaded: LoadedRecipe) -> None:
     """Print RECIPE with its defaults and variables filled in, as JSON; password hashes are left out.
+
+    `host_files` lists the files of this host that it names: by which key, where they lie, how large they are.
 
     Example:  composer recipe show recipes/debian-bookworm.toml -D greeting=Hello
     """
-    said = load_recipe(recipe, defines_of(define)).recipe.model_dump(mode="json")
+    said = loaded.recipe.model_dump(mode="json")
     for user in said["users"]:
         user["password_hash"] = "(set)" if user["password_hash"] else None
-    show.as_json(said)
+    files = [{"key": file.key, "file": str(file.path), "bytes": file.bytes} for file in loaded.host_files]
+    show.as_json({**said, "host_files": files})
 
 
 @recipe.command()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from composer.cli.options import JobOptions, job_options, session
-from composer.cli.recipe import defines_of, recipe_arguments
+from composer.cli.recipe import recipe_arguments
 from composer.compose.deltas import publish_deltas
-from composer.recipe.load import load_recipe
+from composer.recipe.load import LoadedRecipe
 
 
 @click.group()
@@ -21,12 +19,11 @@ def repo() -> None:
 @recipe_arguments
 @click.option("--from", "since", metavar="COMMIT", help="The former commit or ref; its parent if left out.")
 @job_options()
-def deltas(recipe: Path, define: tuple[str, ...], since: str | None, job: JobOptions) -> None:
+def deltas(loaded: LoadedRecipe, since: str | None, job: JobOptions) -> None:
     """Publish a static delta to RECIPE's commit, for all who pull from its repo over HTTP.
 
     Example:  composer repo deltas recipes/debian-bookworm.toml
     """
-    loaded = load_recipe(recipe, defines_of(define))
     with session(job) as made:
         published = publish_deltas(made.workshop, loaded, since)
     click.echo(f"delta from {published.former[:12]} to {published.commit[:12]} published")

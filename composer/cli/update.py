@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from composer.cli.options import PATH, JobOptions, job_options, session, tell_outcome
-from composer.cli.recipe import defines_of
+from composer.cli.recipe import ALLOW_FILE, defines_of
 from composer.compose.build import Outcome
 from composer.compose.update import Overrides
 from composer.compose.update import update as update_disk
@@ -25,6 +25,7 @@ from composer.recipe.values import show_size
     help="Take [ostree] but kargs and remote, [bootstrap] and flatten from this recipe.",
 )
 @click.option("-D", "define", multiple=True, metavar="NAME=VALUE", help="Set a variable of that recipe.")
+@ALLOW_FILE
 @click.option("--repo", help="Pull from this repo, a folder or URL, instead of the manifest's.")
 @click.option("--ref", help="Follow this ref instead of the manifest's.")
 @click.option("--allow-downgrade", is_flag=True, help="Take a commit that is older than the disk's.")
@@ -44,6 +45,7 @@ def update(
     disk: Path,
     recipe: Path | None,
     define: tuple[str, ...],
+    allow_file: tuple[Path, ...],
     repo: str | None,
     ref: str | None,
     keep: int | None,
@@ -61,7 +63,7 @@ def update(
     """
     if define and recipe is None:
         raise BadInput("-D sets a variable of a recipe, and there is no --recipe")
-    loaded = load_recipe(recipe, defines_of(define)) if recipe else None
+    loaded = load_recipe(recipe, defines_of(define), allow_file) if recipe else None
     with session(job) as made:
         overrides = Overrides(loaded, repo, ref, keep, flatten, allow_downgrade, compact)
         outcome = update_disk(made.workshop, disk.resolve(), overrides)

@@ -59,7 +59,8 @@ def _check_mode(value: str) -> str:
     return value
 
 
-def _check_ssh_key(value: str) -> str:
+def check_ssh_key(value: str) -> str:
+    """Return an OpenSSH public key without blanks around it; ValueError if it is none."""
     text = value.strip()
     if "PRIVATE KEY" in text:
         raise ValueError("this is a private key; give the public one, the file that ends in .pub")
@@ -124,7 +125,7 @@ Login = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$", max_length=32)]
 # crypt(5): no colon, which separates the fields of /etc/shadow
 PasswordHash = Annotated[str, Field(pattern=r"^\$[a-z0-9]+\$[./A-Za-z0-9$=,]+$", max_length=384)]
 Shell = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$", max_length=255)]
-SshKey = Annotated[str, AfterValidator(_check_ssh_key)]
+SshKey = Annotated[str, AfterValidator(check_ssh_key)]
 # ostree-sign-ed25519.c: a public key is 32 bytes, in base64
 Ed25519Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
 # ext4 takes any but that of zeros, which stands for none (mke2fs(8), -U).

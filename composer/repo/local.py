@@ -13,7 +13,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import BadInput, ToolFailed
 from composer.process import run
-from composer.recipe.load import host_path
+from composer.recipe.hostfiles import host_path
 from composer.repo.commit import MODULES, Listed, Tree, parse_listing, parse_objects
 
 COMMIT = re.compile(r"[0-9a-f]{64}\Z")

@@ -24,7 +24,8 @@ from composer.disk import qcow2
 from composer.disk.qcow2 import check_chain
 from composer.errors import BadInput
 from composer.plan import Account, ProductFile
-from composer.recipe.load import LoadedRecipe, host_path, load_recipe
+from composer.recipe.hostfiles import host_path
+from composer.recipe.load import LoadedRecipe, load_recipe
 from tests.faults.experiment import Experiment, Trial
 from tests.vm.ground import Ground
 
