@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -77,13 +78,25 @@ class Folders:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise BadInput(f"cannot make the folder {folder}: {error.strerror}") from error
-        # A folder under /tmp may have been made by somebody else, before us, on purpose.
-        if not _is_ours(self.runs):
-            raise BadInput(
-                f"{self.runs} belongs to another user",
-                hint="export COMPOSER_RUNS=$HOME/.composer-runs",
-            )
+        # A folder under /tmp may have been made by somebody else, before us, on purpose; and `sudo` may keep
+        # the HOME of the user who called it.
+        _check_ours(self.cache, "COMPOSER_CACHE")
+        _check_ours(self.runs, "COMPOSER_RUNS")
         self.runs.chmod(0o700)
+
+
+def _check_ours(folder: Path, variable: str) -> None:
+    """Raise BadInput if others may have put something into a folder that is to be ours alone."""
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise BadInput(f"{folder} is a symbolic link", hint=f"export {variable}={folder.resolve()}")
+    if status.st_uid != os.getuid():
+        raise BadInput(
+            f"{folder} belongs to another user (uid {status.st_uid})",
+            hint=f"export {variable}=FOLDER   a folder of your own",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BadInput(f"{folder} can be written to by others", hint=f"chmod go-w {folder}")
 
 
 def _is_ours(folder: Path) -> bool:

@@ -320,34 +320,48 @@ def test_places_are_private(short: Path) -> None:
     assert folders.cache.stat().st_mode & 0o777 == 0o700
 
 
-def refused(short: Path, runs: Path, why: str) -> None:
+# The folder of the cache, and that of the runs.
+OURS = pytest.mark.parametrize(("variable", "name"), [("COMPOSER_CACHE", "c"), ("COMPOSER_RUNS", "r")])
+
+
+def refused(short: Path, why: str, hint: str, **folders: Path) -> None:
+    places = {"COMPOSER_CACHE": short / "c", "COMPOSER_RUNS": short / "r", **folders}
     with pytest.raises(BadInput, match=why) as caught:
-        Folders.of({"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(runs)})
-    if "cannot make" not in why:
-        assert "export COMPOSER_RUNS=" in (caught.value.hint or "")
+        Folders.of({name: str(path) for name, path in places.items()})
+    assert hint in (caught.value.hint or "")
 
 
 def test_folder_of_runs_with_a_long_path(short: Path) -> None:
-    refused(short, short / ("x" * 60), "too long a path")
+    refused(short, "too long a path", "export COMPOSER_RUNS=", COMPOSER_RUNS=short / ("x" * 60))
 
 
-def test_folder_of_runs_that_is_a_link(short: Path) -> None:
+@OURS
+def test_a_folder_that_is_a_link(short: Path, variable: str, name: str) -> None:
     (short / "elsewhere").mkdir()
-    (short / "r").symlink_to("elsewhere")
-    refused(short, short / "r", "another user")
+    (short / name).symlink_to("elsewhere")
+    refused(short, f"{short / name} is a symbolic link", f"export {variable}={short / 'elsewhere'}")
 
 
+@OURS
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_folder_that_others_can_write_to(short: Path, variable: str, name: str, mode: int) -> None:
+    (short / name).mkdir()
+    (short / name).chmod(mode)
+    refused(short, f"{short / name} can be written to by others", f"chmod go-w {short / name}")
+
+
+@OURS
 @pytest.mark.asroot
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a folder away")
-def test_folder_of_runs_of_somebody_else(short: Path) -> None:
-    (short / "r").mkdir(mode=0o777)
-    os.chown(short / "r", 65534, 65534)
-    refused(short, short / "r", "another user")
+def test_a_folder_of_somebody_else(short: Path, variable: str, name: str) -> None:
+    (short / name).mkdir(mode=0o755)
+    os.chown(short / name, 65534, 65534)
+    refused(short, "belongs to another user", f"export {variable}=")
 
 
 def test_folder_that_cannot_be_made(short: Path) -> None:
     (short / "file").touch()
-    refused(short, short / "file" / "r", "cannot make the folder")
+    refused(short, "cannot make the folder", "", COMPOSER_RUNS=short / "file" / "r")
 
 
 @pytest.mark.parametrize("holes", ["none", "some", "all"])
