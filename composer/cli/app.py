@@ -56,7 +56,7 @@ def _run(*, debug: bool) -> int:
         cli.main(standalone_mode=False)
     # click's own name for Ctrl-C is Abort
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("composer: interrupted; what was running has ended", err=True)
+        show.say("composer: interrupted; what was running has ended", err=True)
         return _INTERRUPTED
     except click.ClickException as error:
         error.show()
@@ -65,7 +65,7 @@ def _run(*, debug: bool) -> int:
         return 1
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            show.say(traceback.format_exc(), err=True)
         known = _as_known(error)
         show.error(known)
         return known.exit_code

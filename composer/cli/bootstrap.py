@@ -33,9 +33,7 @@ def build_image(loaded: LoadedRecipe, job: JobOptions) -> None:
     with session(job) as made:
         image = bootstrap_of(made.workshop, loaded)
     how = "made" if image.fresh else "there already"
-    click.echo(
-        f"{image.entry.key}: {how}, {show_size(image.entry.bytes)}, kernel {image.entry.info['kernel']}"
-    )
+    show.say(f"{image.entry.key}: {how}, {show_size(image.entry.bytes)}, kernel {image.entry.info['kernel']}")
 
 
 @bootstrap.command("list")
@@ -73,4 +71,4 @@ def remove_image(key: str) -> None:
     Example:  composer bootstrap rm 42e5
     """
     removed = cache_of(Folders.of(os.environ).cache).remove(key)
-    click.echo(f"{removed.key}: removed")
+    show.say(f"{removed.key}: removed")

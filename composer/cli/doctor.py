@@ -30,9 +30,9 @@ def doctor(connect: str, as_json: bool) -> None:
     def told(finding: Finding) -> None:
         if not as_json:
             mark, colour = _MARKS[finding.state]
-            click.echo(f"{click.style(mark, fg=colour)} {finding.need}: {finding.found}")
+            show.say(f"{finding.need}: {finding.found}", mark=mark, colour=colour)
             if finding.mend:
-                click.echo(f"    try: {finding.mend}")
+                show.say(f"    try: {finding.mend}")
 
     findings = all_findings(Folders.of(os.environ), connect, told)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
 from composer.compose.gc import collect
 from composer.recipe.values import show_size
@@ -26,4 +27,4 @@ def gc(dry_run: bool, older_than: float | None, job: JobOptions) -> None:
     """
     with session(job) as made:
         freed = collect(made.workshop, older_than, dry=dry_run)
-    click.echo(f"{show_size(freed)} {'would be ' if dry_run else ''}freed")
+    show.say(f"{show_size(freed)} {'would be ' if dry_run else ''}freed")

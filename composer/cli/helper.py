@@ -76,7 +76,7 @@ def warm(loaded: LoadedRecipe, job: JobOptions) -> None:
     """
     with session(job) as made:
         template = warm_for(made.workshop, loaded)
-    click.echo(f"{template.entry.key}: {show_size(template.entry.bytes)}, used {template.uses} times")
+    show.say(f"{template.entry.key}: {show_size(template.entry.bytes)}, used {template.uses} times")
 
 
 @helper.command("rm")
@@ -87,4 +87,4 @@ def remove(key: str) -> None:
     Example:  composer helper rm 42e5
     """
     removed = cache_of(Folders.of(os.environ).cache).remove(key)
-    click.echo(f"{removed.key}: removed")
+    show.say(f"{removed.key}: removed")

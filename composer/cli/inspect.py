@@ -56,7 +56,7 @@ def _print(said: dict[str, Any]) -> None:
             ),
         ],
     )
-    click.echo()
+    show.say()
     deployments = said["deep"]["deployments"] if "deep" in said else said["deployments"]
     show.table(
         "deployments",
@@ -66,7 +66,7 @@ def _print(said: dict[str, Any]) -> None:
             for number, item in enumerate(deployments)
         ],
     )
-    click.echo()
+    show.say()
     show.table(
         "history",
         ("when", "what", "commit", "seconds", "moved"),
@@ -82,7 +82,7 @@ def _print(said: dict[str, Any]) -> None:
         ],
     )
     if "deep" in said:
-        click.echo()
+        show.say()
         deep = said["deep"]
         show.table(
             "inside",

@@ -19,7 +19,7 @@ _PROGRESS_EVERY_SECONDS = 10.0
 
 
 def _took(event: Event) -> str:
-    how = f", {event.data['how']}" if "how" in event.data else ""
+    how = plain(f", {event.data['how']}", lines=False) if "how" in event.data else ""
     return f"{event.data['seconds']:.1f} s{how}"
 
 
@@ -51,20 +51,22 @@ class Terminal:
         """Show the event."""
         if event.kind == "phase-start":
             self._stop()
-            self._title = escape(plain(event.text))
+            self._title = escape(plain(event.text, lines=False))
             self._status = self._console.status(f"{self._title} ...")
             self._status.start()
         elif event.kind == "progress" and self._status is not None:
-            self._status.update(f"{self._title}: {escape(plain(event.text))}")
+            self._status.update(f"{self._title}: {escape(plain(event.text, lines=False))}")
         elif event.kind == "phase-end":
             self._stop()
-            self._console.print(f"[green]✓[/] {self._title or event.name}  [dim]{_took(event)}[/]")
+            self._console.print(
+                f"[green]✓[/] {self._title or escape(plain(event.name))}  [dim]{escape(_took(event))}[/]"
+            )
         elif event.kind == "warning":
-            self._console.print(f"[yellow]![/] {escape(plain(event.text))}")
+            self._console.print(f"[yellow]![/] {escape(plain(event.text, lines=False))}")
         elif event.kind == "note":
             if event.name == "debug":  # a person is about to use the terminal
                 self._stop()
-            self._console.print(f"  {escape(plain(event.text))}")
+            self._console.print(f"  {escape(plain(event.text, lines=False))}")
 
 
 class PlainLines:
@@ -79,16 +81,16 @@ class PlainLines:
         line = None
         if event.kind == "phase-start":
             self._told = time.monotonic()
-            line = f"{plain(event.text)} ..."
+            line = f"{plain(event.text, lines=False)} ..."
         elif event.kind == "phase-end":
-            line = f"  {event.name}: {_took(event)}"
+            line = f"  {plain(event.name)}: {_took(event)}"
         elif event.kind == "progress" and time.monotonic() - self._told > _PROGRESS_EVERY_SECONDS:
             self._told = time.monotonic()
-            line = f"  {event.name}: {plain(event.text)}"
+            line = f"  {plain(event.name)}: {plain(event.text, lines=False)}"
         elif event.kind == "warning":
-            line = f"warning: {plain(event.text)}"
+            line = f"warning: {plain(event.text, lines=False)}"
         elif event.kind == "note":
-            line = f"  {plain(event.text)}"
+            line = f"  {plain(event.text, lines=False)}"
         if line is not None:
             self._out.write(line + "\n")
             self._out.flush()

@@ -151,4 +151,4 @@ def tell_outcome(made: Session, disk: Path, outcome: Outcome, text: str) -> None
         pruned=[deployment.commit for deployment in outcome.pruned],
     )
     show.timings(made.timings() if outcome.changed else [])
-    click.echo(text)
+    show.say(text)

@@ -56,7 +56,7 @@ def check(loaded: LoadedRecipe) -> None:
 
     Example:  composer recipe check recipes/debian-bookworm.toml
     """
-    click.echo(f"{loaded.path}: good")
+    show.say(f"{loaded.path}: good")
 
 
 @recipe.command("show")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from composer.cli import show
 from composer.cli.options import JobOptions, job_options, session
 from composer.cli.recipe import recipe_arguments
 from composer.compose.deltas import publish_deltas
@@ -26,4 +27,4 @@ def deltas(loaded: LoadedRecipe, since: str | None, job: JobOptions) -> None:
     """
     with session(job) as made:
         published = publish_deltas(made.workshop, loaded, since)
-    click.echo(f"delta from {published.former[:12]} to {published.commit[:12]} published")
+    show.say(f"delta from {published.former[:12]} to {published.commit[:12]} published")

@@ -1,8 +1,13 @@
-"""Tables and texts that several verbs print."""
+"""What verbs print: texts, tables, JSON, errors.
+
+Much of it comes from disks, repos and guests, which may hope to command a terminal.  So no other module but
+the monitors writes to stdout or stderr, and all that is written goes through `plain`.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,13 +24,35 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(plain(cell) for cell in row))
+        shown.add_row(*(plain(cell, lines=False) for cell in row))
     Console(highlight=False, markup=False, soft_wrap=False).print(shown)
 
 
-def plain(text: str) -> str:
-    """Drop control characters: what is shown may come from a disk or a guest."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+def plain(text: str, *, lines: bool = True) -> str:
+    """Return a text without what a terminal takes for a command: control characters, changes of direction.
+
+    Line ends stay if ``lines`` is given.
+    """
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "�" for c in text)
+
+
+def say(text: str = "", *, mark: str = "", colour: str | None = None, err: bool = False) -> None:
+    """Print a text, behind a mark in a colour if there is one."""
+    before = f"{click.style(plain(mark), fg=colour, bold=colour is None)} " if mark else ""
+    click.echo(before + plain(text), err=err)
+
+
+def output(content: bytes, *, err: bool = False, raw: bool = False) -> None:
+    """Pass on what a program in a guest wrote: as it is to a file or a pipe, made plain to a terminal.
+
+    With ``raw`` a terminal gets it as it is too.
+    """
+    stream = sys.stderr if err else sys.stdout
+    if stream.isatty() and not raw:
+        stream.write(plain(content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\t", "    ")))
+    else:
+        stream.buffer.write(content)
+    stream.flush()
 
 
 def as_json(value: Any) -> None:
@@ -44,18 +71,14 @@ def timings(rows: Sequence[tuple[str, float]]) -> None:
 def error(failure: ComposerError) -> None:
     """Print a failure to stderr: what, evidence, the state of the disk, the way out, the log."""
 
-    def say(label: str, text: str) -> None:
-        click.echo(f"{click.style(label, bold=True)} {plain(text)}", err=True)
-
-    click.echo(f"{click.style('composer: error:', fg='red', bold=True)} {plain(failure.message)}", err=True)
-    if failure.detail:
-        for line in failure.detail.splitlines():
-            click.echo(f"    | {plain(line)}", err=True)
-    if failure.step:
-        say("  step:", failure.step)
-    if failure.disk:
-        say("  disk:", failure.disk)
-    if failure.hint:
-        say("  try: ", failure.hint)
-    if failure.log:
-        say("  log: ", str(failure.log))
+    say(failure.message, mark="composer: error:", colour="red", err=True)
+    for line in (failure.detail or "").splitlines():
+        say(f"    | {line}", err=True)
+    for label, text in (
+        ("  step:", failure.step),
+        ("  disk:", failure.disk),
+        ("  try: ", failure.hint),
+        ("  log: ", failure.log),
+    ):
+        if text:
+            say(str(text), mark=label, err=True)

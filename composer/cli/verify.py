@@ -36,4 +36,4 @@ def verify(disk: Path, firmware: str, evidence: Path | None, job: JobOptions) ->
         made.workshop.reporter.result("job", "; ".join(lines), boots=[asdict(boot) for boot in boots])
     show.timings(made.timings())
     for line in lines:
-        click.echo(line)
+        show.say(line)

@@ -16,6 +16,9 @@ from composer.store.folders import Folders
 from composer.store.runs import Run, Runs
 
 _POLL_SECONDS = 0.2
+_RAW = click.option(
+    "--raw", is_flag=True, help="Give a terminal all that the guest writes, also what may command it."
+)
 
 
 def _runs() -> Runs:
@@ -66,7 +69,8 @@ def _state(run: Run) -> str:
 @vm.command()
 @click.argument("name")
 @click.argument("command", nargs=-1)
-def ssh(name: str, command: tuple[str, ...]) -> None:
+@_RAW
+def ssh(name: str, command: tuple[str, ...], raw: bool) -> None:
     """Open a shell in the helper VM NAME, or run COMMAND there.
 
     Example:  composer vm ssh c1a2 -- ostree admin status --sysroot /run/composer/sysroot
@@ -77,15 +81,16 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
                 raise BadInput("a shell wants a terminal; give a command to run instead")
             sys.exit(opened.interact())
         answer = opened.run(command, deadline=Deadline.after(3600))
-    sys.stdout.buffer.write(answer.stdout)
-    sys.stderr.buffer.write(answer.stderr)
+    show.output(answer.stdout, raw=raw)
+    show.output(answer.stderr, err=True, raw=raw)
     sys.exit(answer.code)
 
 
 @vm.command()
 @click.argument("name")
 @click.option("--follow/--no-follow", default=True, help="Go on until the VM ends.")
-def console(name: str, follow: bool) -> None:
+@_RAW
+def console(name: str, follow: bool, raw: bool) -> None:
     """Show the serial console of the helper VM NAME.
 
     Example:  composer vm console c1a2
@@ -96,8 +101,7 @@ def console(name: str, follow: bool) -> None:
     with run.console.open("rb") as log:
         while True:
             text = log.read()
-            sys.stdout.buffer.write(text)
-            sys.stdout.buffer.flush()
+            show.output(text, raw=raw)
             if not text and (not follow or not run.qemu_pids()):
                 return
             time.sleep(_POLL_SECONDS)
@@ -114,7 +118,7 @@ def remove(name: str | None, force: bool) -> None:
     runs = _runs()
     if name is None:
         cleared = runs.clear_leftovers()
-        click.echo(f"cleared {len(cleared)} leftovers" if cleared else "no leftovers")
+        show.say(f"cleared {len(cleared)} leftovers" if cleared else "no leftovers")
         return
     run = runs.find(name)
     if run.alive and not force:
@@ -128,4 +132,4 @@ def remove(name: str | None, force: bool) -> None:
             hint=f"virsh -c {uri} list   shows its name, which begins with {run.name};   "
             f"virsh -c {uri} destroy NAME   ends it",
         )
-    click.echo(f"{run.name}: ended and removed")
+    show.say(f"{run.name}: ended and removed")
