@@ -22,7 +22,7 @@ from composer.store.locks import locked
 from composer.store.work import lock_path
 
 Composer = Callable[..., subprocess.CompletedProcess[str]]
-# A title, a cleared screen, an overwritten line, a changed direction, a C1 control, and what looks like markup.
+# A title, a cleared screen, an overwritten line, a changed direction, a C1 control, and text like markup.
 EVIL = "\x1b]0;owned\x07\x1b[2J\rok\u202e\x9b31m[bold]"
 COMMANDS = set("\x1b\x07\r\u202e\x9b\x08")
 CLI = Path(composer.__file__).parent / "cli"
