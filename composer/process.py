@@ -1,13 +1,17 @@
-"""The one place that starts host programs: argv lists, a deadline, an empty stdin, output kept.
+"""The one place that starts host programs: argv lists, a deadline, limits, an empty stdin, output kept.
 
 `run` for a program whose output is the answer; `pipeline` for two of which one feeds the other.
-Whatever was started has ended when these return.
+Whatever was started has ended when these return.  Most of these programs read what is not ours, so each has
+limits on its memory, its CPU time, the size of the files that it writes, and what it may print.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import resource
+import selectors
 import shutil
 import signal
 import subprocess
@@ -15,8 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, DeadlineExpired, ToolFailed
@@ -24,6 +29,7 @@ from composer.errors import BadInput, DeadlineExpired, ToolFailed
 _GRACE_SECONDS = 2.0
 _COMPANION_SECONDS = 15.0
 _LONGEST_STDERR = 2**20
+_LONGEST_STDOUT = 2**28
 # What a host program may see of our environment.  Not the proxies: ostree would ask one for our own export,
 # and tell it the token (upstream.py reads them, for servers that are really far away).  The last three are
 # Python's own, for the watchdog programs.
@@ -41,8 +47,21 @@ _PACKAGES = {
     "sqfstar": ("squashfs-tools", "squashfs-tools"),
     "busybox": ("busybox-static", "busybox"),
     "setpriv": ("util-linux", "util-linux"),
+    "prlimit": ("util-linux", "util-linux"),
     "zstd": ("zstd", "zstd"),
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a host program may take, in bytes: memory of its own, and the size of each file that it writes.
+
+    A larger file ends the program (SIGXFSZ); None is for one that sees to that itself.  Its CPU time is
+    limited by the deadline of its call, on all CPUs.
+    """
+
+    memory: int = 4 * 2**30
+    file: int | None = 64 * 2**30
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,13 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _spawned(
-    argv: Sequence[str], *, stdin: int | IO[bytes], stdout: int, env: Mapping[str, str], cwd: Path | None
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[bytes],
+    stdout: int,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    prefix: Sequence[str],
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program and see to it that it has ended, whatever happens inside the block."""
     program = find_tool(argv[0])
@@ -132,7 +157,7 @@ def _spawned(
     until_our_death = [find_tool("setpriv"), "--pdeathsig", "KILL", "--"]
     with _interrupts_held() as release:
         process = subprocess.Popen(
-            [*until_our_death, program, *argv[1:]],
+            [*until_our_death, *prefix, program, *argv[1:]],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -148,13 +173,33 @@ def _spawned(
             _end(process)
 
 
+def _limited(limits: Limits, deadline: Deadline) -> list[str]:
+    """Return the words that start a program under limits (prlimit(1), setrlimit(2)).
+
+    A lower limit that the user has already stays: nobody but root may raise one.
+    """
+    seconds = math.ceil((deadline.left() + 1) * (os.cpu_count() or 1))
+    wanted = {
+        "data": (resource.RLIMIT_DATA, limits.memory),
+        "cpu": (resource.RLIMIT_CPU, seconds),
+        "fsize": (resource.RLIMIT_FSIZE, limits.file),
+        "core": (resource.RLIMIT_CORE, 0),
+    }
+    words = []
+    for name, (kind, value) in wanted.items():
+        highest = resource.getrlimit(kind)[1]
+        if value is not None and (highest == resource.RLIM_INFINITY or value < highest):
+            words.append(f"--{name}={value}")
+    return [find_tool("prlimit"), *words, "--"]
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
-        # The group, for what it started itself; its own leader may be gone by now.
-        _signal_group(process, signal.SIGKILL)
+    # The group, for what it started itself; its own leader may be gone by now.
+    _signal_group(process, signal.SIGKILL)
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
@@ -234,52 +279,125 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     ok: Sequence[int] = (0,),
+    limits: Limits = Limits(),
+    largest: int = _LONGEST_STDOUT,
 ) -> Finished:
     """Run a program to its end.
 
-    Raises BadInput when it is not installed, ToolFailed when its exit code is not in ``ok``,
-    DeadlineExpired when it takes longer than the deadline allows.
+    Raises BadInput when it is not installed, ToolFailed when its exit code is not in ``ok`` or its stdout is
+    longer than ``largest`` bytes, DeadlineExpired when it takes longer than the deadline allows.
     """
-    source = subprocess.DEVNULL if stdin is None else subprocess.PIPE
-    with _spawned(argv, stdin=source, stdout=subprocess.PIPE, env=env or {}, cwd=cwd) as process:
-        try:
-            out, err = process.communicate(stdin, timeout=deadline.left())
-        except subprocess.TimeoutExpired:
-            raise DeadlineExpired(f"{Path(argv[0]).name} did not end in time") from None
+    find_tool(argv[0])  # its lack is told before that of what limits it
+    source, prefix = subprocess.DEVNULL if stdin is None else subprocess.PIPE, _limited(limits, deadline)
+    with _spawned(
+        argv, stdin=source, stdout=subprocess.PIPE, env=env or {}, cwd=cwd, prefix=prefix
+    ) as process:
+        out, err = _communicated(process, Path(argv[0]).name, stdin or b"", largest, deadline)
         if process.returncode not in ok:
             raise ToolFailed(argv, process.returncode, err.decode("utf-8", "replace"))
     return Finished(out, err)
 
 
-def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdout is not None
-    return process.stdout
+def _communicated(
+    process: subprocess.Popen[bytes], name: str, stdin: bytes, largest: int, deadline: Deadline
+) -> tuple[bytes, bytes]:
+    """Feed a program and read what it prints, until it has ended and nobody can print any more.
+
+    Raises ToolFailed once stdout is longer than ``largest`` bytes, DeadlineExpired.
+    """
+    out, err = bytearray(), bytearray()
+
+    def printed(chunk: bytes) -> None:
+        out.extend(chunk)
+        if len(out) > largest:
+            raise ToolFailed([name], 0, f"it printed more than {largest // 2**20} MiB")
+
+    readers = {process.stdout: printed, process.stderr: _keeping(err)}
+    _exchanged(readers, (process.stdin, stdin), name, deadline)
+    _ended(process, name, deadline)
+    return bytes(out), bytes(err)
 
 
-def _read_into(stream: IO[bytes] | None, kept: bytearray) -> None:
-    while stream is not None and (chunk := stream.read(2**16)):
-        kept += chunk[: max(0, _LONGEST_STDERR - len(kept))]
+def _keeping(kept: bytearray) -> Callable[[bytes], None]:
+    """Return what keeps the beginning of a program's stderr."""
+    return lambda chunk: kept.extend(chunk[: max(0, _LONGEST_STDERR - len(kept))])
 
 
-def pipeline(source: Sequence[str], sink: Sequence[str], *, deadline: Deadline) -> None:
+def _exchanged(
+    readers: Mapping[IO[bytes] | None, Callable[[bytes], None]],
+    fed: tuple[IO[bytes] | None, bytes],
+    name: str,
+    deadline: Deadline,
+) -> None:
+    """Write to one pipe and read from others until all have ended; DeadlineExpired if they do not."""
+    feeding, left = fed[0], memoryview(fed[1])
+    with selectors.DefaultSelector() as selector:
+        for stream in (feeding, *readers):
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
+                selector.register(
+                    stream, selectors.EVENT_WRITE if stream is feeding else selectors.EVENT_READ
+                )
+        while selector.get_map():
+            ready = selector.select(deadline.left())
+            if not ready and deadline.expired:
+                raise DeadlineExpired(f"{name} did not end in time")
+            for key, _ in ready:
+                stream = cast(IO[bytes], key.fileobj)
+                if stream is feeding:
+                    left, is_over = _fed(stream, left)
+                else:
+                    chunk = os.read(stream.fileno(), 2**16)
+                    readers[stream](chunk)
+                    is_over = not chunk
+                if is_over:
+                    selector.unregister(stream)
+                    stream.close()
+
+
+def _ended(process: subprocess.Popen[bytes], name: str, deadline: Deadline) -> None:
+    try:
+        process.wait(deadline.left())
+    except subprocess.TimeoutExpired:
+        raise DeadlineExpired(f"{name} did not end in time") from None
+
+
+def _fed(stream: IO[bytes], left: memoryview) -> tuple[memoryview, bool]:
+    """Write some of what is left to a pipe; return the rest, and whether that is all, or nobody reads it."""
+    try:
+        left = left[os.write(stream.fileno(), left[: 2**16]) :]
+    except BlockingIOError:
+        return left, False
+    except BrokenPipeError:
+        return left, True
+    return left, not left
+
+
+def pipeline(
+    source: Sequence[str],
+    sink: Sequence[str],
+    *,
+    deadline: Deadline,
+    limits: Limits = Limits(),
+) -> None:
     """Run ``source | sink``; errors as in `run`, of the source first, for it is the cause."""
-    with (
-        _spawned(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={}, cwd=None) as feeding,
-        _spawned(sink, stdin=_pipe(feeding), stdout=subprocess.DEVNULL, env={}, cwd=None) as eating,
-    ):
-        _pipe(feeding).close()  # so that the source sees SIGPIPE when the sink ends early
-        feeding.stdout = None
-        fed = bytearray()
-        # Read beside the sink's: a source that complains a lot would wait for a reader for ever.
-        reader = threading.Thread(target=_read_into, args=(feeding.stderr, fed), daemon=True)
-        reader.start()
-        try:
-            _, eaten = eating.communicate(timeout=deadline.left())
-            feeding.wait(deadline.left())
-        except subprocess.TimeoutExpired:
-            raise DeadlineExpired(f"{source[0]} | {sink[0]} did not end in time") from None
-        reader.join(_GRACE_SECONDS)
-        if feeding.returncode not in (0, -signal.SIGPIPE):
-            raise ToolFailed(source, feeding.returncode, fed.decode("utf-8", "replace"))
-        if eating.returncode != 0:
-            raise ToolFailed(sink, eating.returncode, eaten.decode("utf-8", "replace"))
+    for argv in (source, sink):
+        find_tool(argv[0])
+    spawned, name = (
+        partial(_spawned, env={}, cwd=None, prefix=_limited(limits, deadline)),
+        f"{source[0]} | {sink[0]}",
+    )
+    with spawned(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as feeding:
+        between, feeding.stdout = feeding.stdout, None
+        assert between is not None
+        with between, spawned(sink, stdin=between, stdout=subprocess.DEVNULL) as eating:
+            between.close()  # so that the source sees SIGPIPE when the sink ends early
+            fed, eaten = bytearray(), bytearray()
+            readers = {feeding.stderr: _keeping(fed), eating.stderr: _keeping(eaten)}
+            _exchanged(readers, (None, b""), name, deadline)
+            for process in (eating, feeding):
+                _ended(process, name, deadline)
+            if feeding.returncode not in (0, -signal.SIGPIPE):
+                raise ToolFailed(source, feeding.returncode, fed.decode("utf-8", "replace"))
+            if eating.returncode != 0:
+                raise ToolFailed(sink, eating.returncode, eaten.decode("utf-8", "replace"))

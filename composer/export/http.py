@@ -29,6 +29,8 @@ from composer.store.files import open_beneath
 _CONFIG = b"[core]\nrepo_version=1\nmode=archive-z2\n"
 Fill = Callable[[str], None]
 _IDLE_SECONDS = 60
+# One pull of ostree has eight at most; each takes a thread.
+_MOST_CONNECTIONS = 64
 _REMEMBERED = 1000
 _END_SECONDS = 5.0
 _CHUNK = 2**18
@@ -106,7 +108,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, root: int, token: str, served: Counter, fill: Fill | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self._connections: set[Connection] = set()
+        # In the order they came, and whether one is being answered now.
+        self._connections: dict[Connection, bool] = {}
         self._changing = threading.Lock()
         self.root = root
         self.prefix = f"/{token}/"
@@ -116,13 +119,29 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Take a connection, and remember it until it ends."""
         with self._changing:
-            self._connections.add(request)
+            if len(self._connections) >= _MOST_CONNECTIONS:
+                self._make_way()
+            self._connections[request] = False
         super().process_request(request, client_address)
+
+    def _make_way(self) -> None:
+        """End the oldest connection that is not being answered, or else the oldest: it may only stall."""
+        idle = [connection for connection, busy in self._connections.items() if not busy]
+        oldest = next(iter(idle or self._connections))
+        del self._connections[oldest]
+        with suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
+
+    def answering(self, connection: Connection, *, now: bool) -> None:
+        """Note whether a connection is being answered."""
+        with self._changing:
+            if connection in self._connections:
+                self._connections[connection] = now
 
     def shutdown_request(self, request: Any) -> None:
         """Forget a connection that ends."""
         with self._changing:
-            self._connections.discard(request)
+            self._connections.pop(request, None)
         super().shutdown_request(request)
 
     def end_connections(self) -> None:
@@ -149,11 +168,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Serve one path of the repo."""
-        self._serve(with_body=True)
+        self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
         """Tell whether a path is there."""
-        self._serve(with_body=False)
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        self.server.answering(self.request, now=True)
+        try:
+            self._serve(with_body=with_body)
+        finally:
+            self.server.answering(self.request, now=False)
 
     def _serve(self, *, with_body: bool) -> None:
         prefix = self.server.prefix

@@ -6,7 +6,6 @@ buffer-format.rst).
 
 from __future__ import annotations
 
-import gzip
 import lzma
 import stat
 import zlib
@@ -20,6 +19,8 @@ from composer.errors import BadInput
 NEEDED = ("virtio_pci", "virtio_scsi", "sd_mod", "virtio_console", "squashfs", "overlay")
 # What makes the helper better where the kernel has it.
 WELCOME = ("virtio_rng", "vmgenid")
+# In bytes, unpacked; the largest of Debian's has 5 MiB.
+LARGEST_MODULE = 2**26
 
 
 class Cpio:
@@ -121,16 +122,22 @@ def _module_name(path: str) -> str:
 
 def _decompressed(path: str, content: bytes, unzstd: Callable[[bytes], bytes]) -> bytes:
     # insmod of busybox hands the file to the kernel, which may not know the compression.
-    try:
-        if path.endswith(".ko.xz"):
-            return lzma.decompress(content)
-        if path.endswith(".ko.gz"):
-            return gzip.decompress(content)
-    except (lzma.LZMAError, OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"the kernel module {path} is damaged: {error}") from error
     if path.endswith(".ko.zst"):
         return unzstd(content)
-    return content
+    if not path.endswith((".ko.xz", ".ko.gz")):
+        return content
+    unpacker: lzma.LZMADecompressor | zlib._Decompress
+    try:
+        if path.endswith(".ko.xz"):
+            unpacker = lzma.LZMADecompressor(memlimit=LARGEST_MODULE)
+        else:
+            unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)  # with gzip's header
+        module = unpacker.decompress(content, LARGEST_MODULE)
+    except (lzma.LZMAError, OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"the kernel module {path} is damaged: {error}") from error
+    if not unpacker.eof:
+        raise BadInput(f"the kernel module {path} is cut short, or larger than any module")
+    return module
 
 
 def build_initramfs(

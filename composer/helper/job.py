@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ _SILENCE_SECONDS = 25.0
 _WATCH = {"beat-seconds": b"5", "stall-limit": b"30", "step-limit": b"1800"}
 _LONGEST_LINE = 2**18
 _LONGEST_MS = 10**9
-_STEP_NAME = re.compile(r"[a-z0-9-]{1,40}")
+_LONGEST_LOG = 2**14
+# Of a whole job: a beat every five seconds, a few lines a step, and one line of results.
+_MOST_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -120,43 +122,61 @@ def _archive(job: Job) -> bytes:
 class _Answers:
     """Reads the dispatcher's lines.  The guest is not trusted: what is no event is dropped."""
 
-    def __init__(self, reporter: Reporter, titles: Mapping[str, str]) -> None:
+    def __init__(self, reporter: Reporter, titles: Mapping[str, str], steps: Sequence[str]) -> None:
         self._reporter = reporter
         self._titles = titles
-        self._rest = b""
+        # Each may start once, and end once after that.
+        self._steps = frozenset(steps)
+        self._to_start, self._to_end = set(steps), set[str]()
+        self._bytes = 0
+        self._rest = bytearray()
         self.seconds: dict[str, float] = {}
         self.values: tuple[tuple[str, str], ...] | None = None
         self.failed: GuestStepFailed | None = None
         self.running = ""
 
     def feed(self, chunk: bytes) -> None:
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        self._rest = self._rest[:_LONGEST_LINE]
-        for line in lines:
-            try:
-                event = json.loads(line[:_LONGEST_LINE].decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict):
-                self._take(event)
+        """Take what the guest wrote; GuestStepFailed if that is more than any job has to say."""
+        self._bytes += len(chunk)
+        if self._bytes > _MOST_BYTES:
+            raise GuestStepFailed(self.running or "dispatch", "the helper talks without end")
+        # A piece may be a single byte, so what came before is not copied for each.
+        end, *begun = chunk.split(b"\n")
+        self._rest += end[: _LONGEST_LINE - len(self._rest)]
+        for begin in begun:
+            self._read(bytes(self._rest))
+            self._rest = bytearray(begin[:_LONGEST_LINE])
+
+    def _read(self, line: bytes) -> None:
+        try:
+            event = json.loads(line.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return
+        if isinstance(event, dict):
+            self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
         step = str(event.get("step", ""))
         kind = event.get("event")
-        if kind == "result" and isinstance(event.get("values"), list):
+        if kind == "result" and isinstance(event.get("values"), list) and self.values is None:
             pairs = [pair for pair in event["values"] if isinstance(pair, list) and len(pair) == 2]
             self.values = tuple((str(key), str(value)) for key, value in pairs)
-        elif not _STEP_NAME.fullmatch(step):
-            return
-        elif kind == "start":
+        elif kind == "start" and step in self._to_start:
+            self._to_start.remove(step)
+            self._to_end.add(step)
             self.running = step
             self._reporter.started(step, self._titles.get(step, step))
-        elif kind == "end" and isinstance(event.get("ms"), int) and 0 <= event["ms"] < _LONGEST_MS:
+        elif kind == "end" and step in self._to_end and _is_ms(event.get("ms")):
+            self._to_end.remove(step)
             self.seconds[step] = event["ms"] / 1000
             self._reporter.ended(step, event["ms"] / 1000)
-        elif kind == "failed":
-            log, killed = str(event.get("log")) or None, event.get("killed") is True
-            self.failed = GuestStepFailed(step, str(event.get("why")), detail=log, killed=killed)
+        elif kind == "failed" and step in self._steps and self.failed is None:
+            log, killed = str(event.get("log"))[:_LONGEST_LOG] or None, event.get("killed") is True
+            self.failed = GuestStepFailed(step, str(event.get("why"))[:1000], detail=log, killed=killed)
+
+
+def _is_ms(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LONGEST_MS
 
 
 # What a user reads while a step runs.
@@ -192,7 +212,7 @@ def run_job(shell: Commands, job: Job, reporter: Reporter, deadline: Deadline) -
     Raises GuestStepFailed with the step and its reason; HelperDied, NoSpace and DeadlineExpired as the
     shell, with the step that was running.
     """
-    answers = _Answers(reporter, _TITLES)
+    answers = _Answers(reporter, _TITLES, job.steps)
     try:
         answer = shell.run(
             _RUN, stdin=_archive(job), on_stdout=answers.feed, deadline=deadline, silence=_SILENCE_SECONDS

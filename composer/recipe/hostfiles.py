@@ -20,6 +20,7 @@ from composer.recipe.values import check_ssh_key
 from composer.store.files import open_regular, read_open
 
 _LARGEST_SOURCE = 2**26
+_LARGEST_OF_ALL = 2**27
 # They go into each disk's manifest.
 _LARGEST_KEYRINGS = 2**21
 _LARGEST_PEM = 2**20
@@ -60,6 +61,7 @@ class HostFiles:
         self._allowed = {path.resolve() for path in allowed}
         self.faults: list[Fault] = []
         self.read: list[HostFile] = []
+        self._left = _LARGEST_OF_ALL
 
     def _read(
         self,
@@ -87,7 +89,8 @@ class HostFiles:
             if _is_of_the_kernel(descriptor, lies):
                 self.faults.append(Fault(key, f"a file of the kernel: {path}"))
                 return None
-            raw = read_open(descriptor, path, largest)
+            raw = read_open(descriptor, path, min(largest, self._left))
+            self._left -= len(raw)
         except BadInput as error:
             self.faults.append(Fault(key, error.message))
             return None

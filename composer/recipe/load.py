@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ from composer.resources import recipes_folder
 from composer.store.files import read_file
 from composer.store.folders import check_utf8
 
-_LARGEST = 2**22
+_LARGEST = 2**20
+_MOST_VALUES = 20_000
 _DEEPEST = 32
+# A dotted key of more parts: Python's tomllib takes time that grows with their square.
+_PART = r"""(?:[A-Za-z0-9_-]{1,99}|"[^"\n]{0,99}"|'[^'\n]{0,99}')"""
+_LONG_KEY = re.compile(
+    rf"(?m)(?:^|[\[{{,])[ \t]{{0,99}}(?:{_PART}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{2 * _DEEPEST}}}"
+)
 
 
 @dataclass(frozen=True)
@@ -80,24 +87,35 @@ def _read_toml(path: Path) -> dict[str, Any]:
             hint=f"give the path of a recipe; there is one to begin with in {recipes_folder()}",
         ) from error
     try:
-        data = tomllib.loads(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        if found := _LONG_KEY.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            why = f"line {line}: what looks like a dotted key has more than {2 * _DEEPEST} parts"
+            raise RecipeErrors(str(path), [Fault("", why)])
+        data = tomllib.loads(text)
     # ValueError: TOMLDecodeError, UnicodeDecodeError, and int()'s own for a number without end
     except (ValueError, RecursionError) as error:
         raise RecipeErrors(str(path), [Fault("", f"no valid TOML: {error}")]) from error
-    if _deeper_than(data, _DEEPEST):
-        raise RecipeErrors(str(path), [Fault("", f"tables or lists nested more than {_DEEPEST} deep")])
+    if why := _too_much(data):
+        raise RecipeErrors(str(path), [Fault("", why)])
     return data
 
 
-def _deeper_than(data: Any, limit: int) -> bool:
-    """Tell whether tables and lists are nested deeper; a dotted key makes a table for each of its dots."""
-    level = [data]
-    for _ in range(limit):
+def _too_much(data: Any) -> str | None:
+    """Return why a recipe's data is more than a recipe can be; None if it is not.
+
+    A dotted key makes a table for each of its dots.
+    """
+    level, values = [data], 0
+    for _ in range(_DEEPEST):
         inner = [item.values() if isinstance(item, dict) else item for item in level]
+        values += sum(map(len, inner))
         level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if values > _MOST_VALUES:
+            return f"more than {_MOST_VALUES} values"
         if not level:
-            return False
-    return True
+            return None
+    return f"tables or lists nested more than {_DEEPEST} deep"
 
 
 def _render(path: Path, data: dict[str, Any], defines: Mapping[str, str]) -> dict[str, Any]:

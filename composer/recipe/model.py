@@ -53,6 +53,9 @@ class Verify(_Table):
     ed25519_keys: tuple[Ed25519Key, ...] = Field(
         default=(), strict=False, description="public keys in base64, as `ostree sign` takes them"
     )
+    require_binding: bool = Field(
+        default=False, description="take no commit that does not name the ref it was made for"
+    )
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:

@@ -21,6 +21,9 @@ _LONGEST = 2**20
 # compiler gives up at some 200 nested calls.
 _MOST_FILTERS = 100
 _MOST_NODES = 10_000
+# Of a whole recipe: texts with variables in them, each of which is compiled, and characters of all together.
+_MOST_TEXTS = 1000
+_LONGEST_OF_ALL = 2**23
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -43,6 +46,8 @@ class Variables:
         self._environment = _environment()
         self.faults: list[Fault] = []
         self.used: set[str] = set()
+        self._texts = 0
+        self._length = 0
 
     def apply(self, value: Any, key: str = "") -> Any:
         """Return ``value`` with the variables in all its texts replaced."""
@@ -59,6 +64,11 @@ class Variables:
     def _render(self, text: str, key: str) -> str:
         # Any other brace is the text's own, a comment of jinja's included, which would vanish.
         if "{{" not in text and "{%" not in text:
+            return text
+        self._texts += 1
+        if self._texts > _MOST_TEXTS:
+            if self._texts == _MOST_TEXTS + 1:
+                self.faults.append(Fault(key, f"more than {_MOST_TEXTS} texts of the recipe have variables"))
             return text
         try:
             # Checked first, on the parsed form: what is refused is never compiled or run.
@@ -94,6 +104,9 @@ class Variables:
         for piece in self._environment.from_string(text).generate(self._values):
             pieces.append(piece)
             length += len(piece)
+            self._length += len(piece)
             if length > _LONGEST:
                 raise ValueError("the text is longer than 1 MiB")
+            if self._length > _LONGEST_OF_ALL:
+                raise ValueError("with this one, the texts with variables are longer than 8 MiB")
         return "".join(pieces)

@@ -10,9 +10,10 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -289,3 +290,19 @@ def test_hostile_requests(repo: Path, export: HttpExport) -> None:
             length = int(head.rpartition(b"Content-Length: ")[2])
             assert body[:length] in allowed, request
     assert get(export, "refs/heads/os/good")[0] == 200
+
+
+def test_connections_that_stall_take_no_thread_for_ever(repo: Path) -> None:
+    """Of three hundred that say half a request, the oldest give way; a client that asks is answered."""
+    with http_export(repo) as running, ExitStack() as stack:
+        before = threading.active_count()
+        for _ in range(300):
+            stalled = stack.enter_context(
+                closing(socket.create_connection(("127.0.0.1", running.port), timeout=5))
+            )
+            stalled.sendall(f"GET /{running.token}/obj".encode())
+        assert get(running, "config") == (200, CONFIG)
+        began = time.monotonic()
+        while threading.active_count() - before > 65:
+            assert time.monotonic() - began < 5, threading.active_count() - before
+            time.sleep(0.02)

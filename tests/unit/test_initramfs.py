@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from composer.errors import BadInput
-from composer.helper.initramfs import NEEDED, WELCOME, Cpio, ModuleIndex, build_initramfs
+from composer.helper.initramfs import LARGEST_MODULE, NEEDED, WELCOME, Cpio, ModuleIndex, build_initramfs
 from composer.resources import bootstrap_file
 
 APPLETS = bootstrap_file("applets").read_text().split()
@@ -187,3 +187,22 @@ def test_damaged_module() -> None:
             read_module=lambda _: b"noise",
             unzstd=lambda content: content,
         )
+
+
+@pytest.mark.parametrize("kind", ["xz", "gz"])
+def test_a_module_that_unpacks_without_end(kind: str) -> None:
+    content = bytes(LARGEST_MODULE + 1)
+    packed = lzma.compress(content, preset=0) if kind == "xz" else gzip.compress(content, 1)
+    assert len(packed) < 2**20
+    for bomb in (packed, packed[:-10]):
+        with pytest.raises(BadInput, match="cut short, or larger than any module"):
+            build_initramfs(
+                busybox=b"",
+                init=b"",
+                guest_init=b"",
+                sshd_config=b"# none",
+                applets=[],
+                index=index(f"kernel/virtio_rng.ko.{kind}:\n", BUILTIN),
+                read_module=lambda _, bomb=bomb: bomb,  # type: ignore[misc]
+                unzstd=lambda content: content,
+            )

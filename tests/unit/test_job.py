@@ -128,6 +128,9 @@ HOSTILE = {
     "times that are none": b'{"event":"end","step":"report","ms":"5"}\n{"event":"end","step":"report"}\n'
     b'{"event":"end","step":"report","ms":1e999}\n{"event":"end","step":"report","ms":[]}\n',
     "values that are none": b'{"event":"result","values":7}\n{"event":"result","values":{"a":1}}\n',
+    "steps of no job": b'{"event":"start","step":"deploy"}\n{"event":"end","step":"deploy","ms":1}\n',
+    "an end without a start": b'{"event":"end","step":"report","ms":5}\n',
+    "no number": b'{"event":"start","step":"report"}\n{"event":"end","step":"report","ms":true}\n',
     "endless line": b"x" * 600000 + b"\n",
     "endless text": b'{"event":"start","step":"' + b"x" * 600000 + b'"}\n',
 }
@@ -138,6 +141,21 @@ def test_hostile_lines_are_dropped(noise: bytes) -> None:
     tape = Tape()
     play(RecordedShell(noise + GOOD, piece=8192), tape)
     assert len(tape.events) == 4
+
+
+def test_each_step_starts_and_ends_once_and_the_first_result_counts() -> None:
+    tape = Tape()
+    result = play(RecordedShell(GOOD * 1000, piece=8192), tape)
+    assert len(tape.events) == 4
+    assert result.one("deployment") == "abc 0 demo - -"
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b'{"event":"beat","step":""}\n', b'{"event":"result","values":[]}\n']
+)
+def test_a_guest_that_talks_without_end_is_ended(line: bytes) -> None:
+    with pytest.raises(GuestStepFailed, match="talks without end"):
+        play(RecordedShell(line * (2**23 // len(line)), piece=2**16))
 
 
 def test_pairs_that_are_none_are_dropped() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, DeadlineExpired, ToolFailed
-from composer.process import find_tool, package_of, pipeline, run
+from composer.process import Limits, find_tool, package_of, pipeline, run
 
 Fake = Callable[[str, str], Path]
 
@@ -81,6 +81,64 @@ def test_killed_by_a_signal(deadline: Deadline) -> None:
     with pytest.raises(ToolFailed) as caught:
         run(["sh", "-c", "kill -9 $$"], deadline=deadline)
     assert caught.value.returncode == -9
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_memory_is_limited(deadline: Deadline) -> None:
+    limits = Limits(memory=2**28)
+    run(python("b'x' * 2**20"), deadline=deadline, limits=limits)
+    with pytest.raises(ToolFailed, match="MemoryError"):
+        run(python("b'x' * 2**29"), deadline=deadline, limits=limits)
+
+
+def test_files_are_limited(tmp_path: Path, deadline: Deadline) -> None:
+    code = f"with open({str(tmp_path / 'f')!r}, 'wb') as file: file.write(bytes(2**20 + 1))"
+    with pytest.raises(ToolFailed, match="File too large"):
+        run(python(code), deadline=deadline, limits=Limits(file=2**20))
+    assert (tmp_path / "f").stat().st_size == 2**20
+
+
+def test_cpu_time_is_limited_by_the_deadline_on_all_cpus(deadline: Deadline) -> None:
+    said = run(
+        python("import resource; print(resource.getrlimit(resource.RLIMIT_CPU)[0])"), deadline=deadline
+    )
+    assert 0 < int(said.stdout) <= (deadline.left() + 22) * (os.cpu_count() or 1)
+
+
+def test_output_is_limited(deadline: Deadline) -> None:
+    assert run(["head", "-c", "1000", "/dev/zero"], deadline=deadline, largest=1000).stdout == bytes(1000)
+    began = time.monotonic()
+    with pytest.raises(ToolFailed, match="it printed more than 1 MiB"):
+        run(["cat", "/dev/zero"], deadline=deadline, largest=2**20)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("command", ["sleep 6 & exit 0", "setsid sleep 6 & sleep 6", "sleep 6 & sleep 6"])
+def test_what_a_program_leaves_behind_holds_nobody_beyond_the_deadline(command: str) -> None:
+    """Its output may not be whole then, so it does not count as done."""
+    began = time.monotonic()
+    with pytest.raises(DeadlineExpired):
+        run(["sh", "-c", command], deadline=Deadline.after(0.5))
+    assert time.monotonic() - began < 4
+
+
+def test_a_lower_limit_of_the_users_stays() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
+        "from composer.process import run; from composer.deadline import Deadline;"
+        "print(run(['sh', '-c', 'ulimit -f'], deadline=Deadline.after(9)).text)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(said.stdout) * 512 == 2**20
+
+
+def test_a_program_that_closes_its_output_early_is_waited_for(deadline: Deadline) -> None:
+    with pytest.raises(ToolFailed) as caught:
+        run(["sh", "-c", "exec >&- 2>&-; sleep 0.3; exit 4"], deadline=deadline)
+    assert caught.value.returncode == 4
 
 
 def test_missing_tool_names_its_package(

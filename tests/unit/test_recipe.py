@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,7 +263,7 @@ def test_schema_has_every_key_and_no_more() -> None:
 def test_tables_without_end(tmp_path: Path, bomb: str) -> None:
     path = tmp_path / "bomb.toml"
     path.write_text(bomb)
-    with pytest.raises(RecipeErrors, match="nested more than"):
+    with pytest.raises(RecipeErrors, match=r"nested more than|more than 64 parts"):
         load_recipe(path, {})
 
 
@@ -272,3 +274,50 @@ def test_keyrings_go_into_each_manifest_so_they_are_not_large(tmp_path: Path) ->
     assert load_recipe(write(tmp_path, verify.format('"a"')), {}).gpg_keys
     with pytest.raises(RecipeErrors, match="together they are larger than 2 MiB"):
         load_recipe(write(tmp_path, verify.format('"a", "b", "c"')), {})
+
+
+LOAD = """
+import re, sys, time
+from pathlib import Path
+from composer.errors import BadInput
+from composer.recipe.load import load_recipe
+began = time.monotonic()
+try:
+    load_recipe(Path(sys.argv[1]), {})
+    print("taken")
+except BadInput:
+    print("refused")
+peak = re.search("VmHWM: *([0-9]+) kB", Path("/proc/self/status").read_text().replace("\\t", " "))[1]
+print(time.monotonic() - began, int(peak) // 1024)
+"""
+LARGE = {
+    "many keys": "".join(f"k{number} = {number}\n" for number in range(60_000)),
+    "many texts": "files = [" + '{path="/etc/x",content="{{ date }}"},' * 20_000 + "]\n",
+    "many files": "".join(f'[[files]]\npath = "/etc/f{n}"\ncontent = "{{{{ date }}}}"\n' for n in range(999)),
+    "wide lists": "x = [" + "1," * 300_000 + "]\n",
+    "deep tables": "[" + "a." * 100_000 + "b]\n",
+    "long texts": f'[variables]\nx = "{"a" * 2**18}"\n'
+    + "".join(f'[[files]]\npath = "/etc/f{n}"\ncontent = "{"{{ x }}" * 4}"\n' for n in range(500)),
+    "large sources": "".join(f'[[files]]\npath = "/etc/f{n}"\nsource = "large"\n' for n in range(9)),
+}
+
+
+@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE.keys())
+def test_any_recipe_takes_little_time_and_memory(tmp_path: Path, text: str) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**26 - 1)
+    path = write(tmp_path, BASE + text)
+    done = subprocess.run([sys.executable, "-c", LOAD, path], check=True, capture_output=True, text=True)
+    said, figures = done.stdout.splitlines()
+    seconds, mebibytes = figures.split()
+    assert said == ("taken" if text is LARGE["many files"] else "refused")
+    assert float(seconds) < 2, done.stdout
+    assert int(mebibytes) < 256, done.stdout
+
+
+def test_a_text_with_many_dots_is_no_key(tmp_path: Path) -> None:
+    text = "see " + ".".join("a" * 100) + "\\n"
+    files = f'[[files]]\npath = "/etc/x"\ncontent = """{text}"""\n'
+    assert load_recipe(write(tmp_path, BASE + files), {}).contents["/etc/x"].startswith(b"see a.a.")
+    with pytest.raises(RecipeErrors, match=r"line 5: .* more than 64 parts"):
+        load_recipe(write(tmp_path, f"{BASE}{'.'.join('a' * 66)} = 1\n"), {})

@@ -229,7 +229,7 @@ except RecipeErrors:
 def test_a_large_variable_many_times(tmp_path: Path) -> None:
     recipe = tmp_path / "demo.toml"
     files = f'[[files]]\npath = "/etc/x"\ncontent = "{"{{ x }}" * 2000}"\n'
-    recipe.write_text(f'{BASE}[variables]\nx = "{"a" * 2**20}"\n{files}')
+    recipe.write_text(f'{BASE}[variables]\nx = "{"a" * 2**18}"\n{files}')
     done = subprocess.run(
         [sys.executable, "-c", LOAD_IN_LITTLE_MEMORY, recipe], check=False, stderr=subprocess.PIPE
     )
