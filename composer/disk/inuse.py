@@ -11,14 +11,18 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import Busy
 
-# RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, and the bit of BLK_PERM_WRITE.
-_WRITES = 100 + 1
-_LETS_NOBODY_WRITE = 200 + 1
+# RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, and the bits of BLK_PERM_*: consistent read, write, write
+# unchanged, resize.
+_DOES, _LETS_NOBODY, _PERMISSIONS = 100, 200, 4
+_WRITES = _DOES + 1
+_LETS_NOBODY_WRITE = _LETS_NOBODY + 1
 # struct flock of fcntl(2): type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhqqii")
 # A QEMU that was killed lets go when its memory is gone, a tenth of a second after it counts as ended; and
@@ -37,16 +41,44 @@ def check_unused(disk: Path, *, readers: bool = True, patience: float = _PATIENC
     soon = Deadline.after(patience)
     while _has_locks(disk, asked):
         if soon.expired:
-            raise Busy(
-                f"{disk} is in use by a running VM, or by another program of QEMU",
-                hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
-            )
+            raise _in_use(disk)
         time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def kept_from_vms(disk: Path) -> Iterator[None]:
+    """Keep QEMU from opening a disk for the block; Busy if it has the disk open by now.
+
+    With locks like those of QEMU, which then ends with "Failed to get ... lock".  On a file system without
+    such locks, and of a disk that may not be read, nothing is known and nobody is kept away.
+    """
+    try:
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, PermissionError):
+        yield
+        return
+    try:
+        with suppress(OSError):
+            lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _LETS_NOBODY, _PERMISSIONS, 0, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        # Who opened it before holds one of these; who comes after is refused by ours.
+        if any(_is_locked(descriptor, _DOES + number) for number in range(_PERMISSIONS)):
+            raise _in_use(disk)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(disk: Path) -> Busy:
+    return Busy(
+        f"{disk} is in use by a running VM, or by another program of QEMU",
+        hint=f"fuser -v {disk}   tells which, composer vm list   what was kept; shut that down first",
+    )
 
 
 def _has_locks(disk: Path, asked: tuple[int, ...]) -> bool:
     try:
-        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, PermissionError):
         return False
     try:

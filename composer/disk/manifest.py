@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from composer.disk.inuse import kept_from_vms
 from composer.errors import BadInput, Busy, ComposerError
 from composer.recipe.model import Firmware
 from composer.recipe.values import Commit, Ed25519Key, HostPath, Ref, RemoteName, RepoPlace, Stateroot
@@ -29,6 +30,7 @@ _FORMAT = 1
 _HISTORY = 100
 _LARGEST = 2**22
 _LARGEST_SIZE = 2**62
+_MOST_VALUES = 10_000
 # GPT's own limit (UEFI specification, 5.3.2).
 _PARTITIONS = 128
 # The longest beside a disk is that of a manifest in the making.
@@ -73,7 +75,8 @@ class Deployment(_Data):
 
     commit: Commit
     serial: int = Field(ge=0, lt=2**31)
-    stateroot: Stateroot
+    # Of deployments that others made too: any name that a folder may have.
+    stateroot: str = Field(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=255)
     refspec: str | None = Field(max_length=512)
     version: str | None = Field(max_length=128)
 
@@ -112,10 +115,11 @@ class Deed(_Data):
 
 
 class Keys(_Data):
-    """The keys that commits are verified with: keyrings in base64, and ed25519's own form, also base64."""
+    """What commits are verified with: keyrings in base64, ed25519 keys, also in base64; the ref binding."""
 
     gpg: tuple[Base64, ...] = ()
     ed25519: tuple[Ed25519Key, ...] = ()
+    require_binding: bool = False
 
 
 class TlsFiles(_Data):
@@ -193,14 +197,18 @@ def _next_path(disk: Path) -> Path:
 
 
 def _parse(path: Path) -> Manifest:
+    raw = read_file(path, _LARGEST)
+    # Before it is parsed: each wrong value of a million would become an error of its own.
+    if raw.count(b",") > _MOST_VALUES:
+        raise BadInput(f"the manifest {path} is damaged: it has more values than any")
     try:
-        return Manifest.model_validate_json(read_file(path, _LARGEST))
+        return Manifest.model_validate_json(raw)
     except ValidationError as error:
         raise BadInput(f"the manifest {path} is damaged: {_first_fault(error)}") from error
 
 
 def _first_fault(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
@@ -229,8 +237,9 @@ def load_manifest(disk: Path) -> Manifest | None:
 def settle(disk: Path) -> None:
     """Finish or drop what a killed composer left half done; call it with the disk's lock held."""
     waiting = _next_path(disk)
-    for left in disk.parent.glob(f".{glob.escape(waiting.name)}.*.new"):
-        left.unlink()
+    for name in (waiting.name, manifest_path(disk).name):
+        for left in disk.parent.glob(f".{glob.escape(name)}.????????.new"):
+            left.unlink()
     if not waiting.exists():
         return
     if _waiting(disk) is not None:
@@ -255,13 +264,16 @@ def _waiting(disk: Path) -> Manifest | None:
 
 def publish_manifest(disk: Path, manifest: Manifest) -> None:
     """Put a manifest beside a disk that itself stays as it is."""
-    _write(manifest, manifest_path(disk))
+    _write(manifest, manifest_path(disk), manifest_path(disk))
 
 
-def _write(manifest: Manifest, target: Path) -> None:
+def _write(manifest: Manifest, target: Path, before: Path) -> None:
+    """Write a manifest to ``target``, with owner and mode of the one that lay at ``before``, if any."""
     with written_beside(target) as new:
         new.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
         _parse(new)  # what cannot be read back would be dropped, and the disk have none
+        if before.exists():
+            give_like(new, before)
 
 
 def check_place(disk: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -284,6 +296,23 @@ def check_place(disk: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None
         raise BadInput(f"{disk} is a mount of its own, which no other file can take the place of")
 
 
+def check_folders_of_root(folder: Path) -> None:
+    """Raise BadInput if others could put another file or folder where root is about to write.
+
+    Above the folder itself a sticky one such as /tmp is no danger: only root can rename what is root's.
+    """
+    for place in (folder, *folder.parents):
+        status = place.stat()
+        is_shared = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+        is_sticky = place != folder and status.st_mode & stat.S_ISVTX and status.st_uid == 0
+        if status.st_uid != 0 or (is_shared and not is_sticky):
+            raise BadInput(
+                f"others can write to {place}, and could put files of theirs in the way of root's",
+                hint="run composer as the user whose folder it is, or use a folder that is root's alone; "
+                "--trust-folder   takes it all the same",
+            )
+
+
 def publish_disk(
     new: Path, disk: Path, manifest: Manifest, check: Callable[[], None] = lambda: None
 ) -> Manifest:
@@ -296,15 +325,17 @@ def publish_disk(
     """
     manifest = manifest.model_copy(update={"inode": new.stat().st_ino})
     fsync_path(new)  # it may take long, so before the check
-    _write(manifest, _next_path(disk))
+    _write(manifest, _next_path(disk), manifest_path(disk))
     try:
         try:
             check()
+            # A VM that starts now finds the old disk locked, or the new one in its place.
+            with kept_from_vms(disk):
+                if disk.is_file() and manifest_path(disk).exists():
+                    give_like(new, disk)
+                publish(new, disk)
         except (BadInput, Busy) as error:
             raise ComposerError(error.message, hint=error.hint) from error
-        if disk.exists() and manifest_path(disk).exists():
-            give_like(new, disk)
-        publish(new, disk)
     finally:
         # Whatever came in between, an interrupt also: it counts if the rename happened, and goes if not.
         settle(disk)

@@ -7,6 +7,7 @@ QEMU), on a bounded part of the file.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -22,10 +23,11 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN = _DIRTY | _CORRUPT | _COMPRESSION | _EXTENDED_L2
-_EXT_END, _EXT_BACKING_FORMAT, _EXT_DATA_FILE = 0, 0xE2792ACA, 0x44415441
+_EXT_END, _EXT_BACKING_FORMAT, _EXT_DATA_FILE, _EXT_BITMAPS = 0, 0xE2792ACA, 0x44415441, 0x23852875
 _LARGEST_L1 = 32 * 2**20 // 8  # QCOW_MAX_L1_SIZE
 _LARGEST_REFTABLE = 8 * 2**20  # QCOW_MAX_REFTABLE_SIZE
 _LARGEST_DISK = 64 * 2**40
+_LARGEST_OFFSET = 2**56  # of a cluster in a file
 _DEEPEST_CHAIN = 8
 _LONGEST_NAME = 1023
 # "proto:" before any slash is how QEMU tells protocols from paths.
@@ -36,7 +38,10 @@ _JSON_FILENAME = re.compile(r'"(?:file\.)*filename"\s*:\s*"([^"]*)"')
 
 @dataclass(frozen=True)
 class Header:
-    """What a qcow2 header says, as far as it concerns us; ``size`` is the virtual one, in bytes."""
+    """What a qcow2 header says, as far as it concerns us.
+
+    ``size`` is the virtual one, in bytes; ``l1_size`` is the number of entries of the table at ``l1_offset``.
+    """
 
     version: int
     size: int
@@ -45,6 +50,10 @@ class Header:
     backing_format: str | None
     dirty: bool
     snapshots: int = 0
+    bitmaps: int = 0
+    l1_size: int = 0
+    l1_offset: int = 0
+    extended_l2: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,15 +69,23 @@ def check_disk(path: Path) -> Header:
     return check_chain(path).header
 
 
+def read_header(path: Path) -> Header:
+    """Return the header of one qcow2 file, whatever it names below it; errors otherwise as `check_chain`."""
+    return _read(path, set())
+
+
 def check_chain(path: Path) -> Checked:
     """Check the header of a qcow2 disk, and those of the files below it.
 
+    QEMU must be given just these files (`image.node`): by itself it takes a base's name from where the disk
+    was named, which may be another folder.
     Raises BadInput where the file is missing or no qcow2, names other files than overlays' bases in
     its own folder, or has features or sizes that no honest disk has.
     """
     seen: set[tuple[int, int]] = set()
     header = _read(path, seen)
-    above, current = path, header
+    # Names are relative to the folder in which the file itself lies, whatever link led to it.
+    above, current = path.resolve(), header
     bases: list[Path] = []
     for _ in range(_DEEPEST_CHAIN + 1):
         if current.backing is None:
@@ -83,16 +100,19 @@ def overlays_on(disk: Path) -> list[Path]:
     """Return the disks in the folder of ``disk`` that stand on it, whatever else is wrong with them."""
     found = []
     for path in disk.parent.iterdir():
-        if path.is_file() and not path.is_symlink() and path != disk:
+        if path.is_file() and path != disk:
             with suppress(OSError):
-                if any(_is(disk, path.parent / name) for name in _named_bases(path)):
+                # QEMU takes a name from where the overlay was named, which may be a link to it.
+                folders = {path.parent, path.resolve().parent}
+                names = _named_bases(path)
+                if any(_is(disk, folder / name) for folder in folders for name in names):
                     found.append(path)
     return sorted(found)
 
 
 def hidden_beside(disk: Path) -> list[Path]:
     """Return the files in the folder of ``disk`` that cannot be read: what they stand on is not known."""
-    files = (path for path in disk.parent.iterdir() if path.is_file() and not path.is_symlink())
+    files = (path for path in disk.parent.iterdir() if path.is_file())
     return sorted(path for path in files if not os.access(path, os.R_OK))
 
 
@@ -113,9 +133,33 @@ def _named_bases(path: Path) -> list[str]:
             return []
         file.seek(offset)
         name = os.fsdecode(file.read(length))
-    if name.startswith("json:"):
+    return _names_in(name)
+
+
+def _names_in(name: str) -> list[str]:
+    """Return the files that a name of a backing file may stand for, in any of the forms that QEMU takes."""
+    if not name.startswith("json:"):
+        return [name.removeprefix("file:")]
+    try:
+        return _filenames(json.loads(name.removeprefix("json:")))
+    except (ValueError, RecursionError):  # QEMU's parser takes more than this one
         return _JSON_FILENAME.findall(name)
-    return [name.removeprefix("file:")]
+
+
+def _filenames(value: object) -> list[str]:
+    """Return what stands behind a key `filename`, or one that ends so, anywhere in JSON."""
+    if isinstance(value, list):
+        return [name for item in value for name in _filenames(item)]
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, inner in value.items():
+        if isinstance(inner, str):
+            is_file = key.rpartition(".")[2] in ("filename", "file", "backing")
+            found += _names_in(inner) if is_file else []
+        else:
+            found += _filenames(inner)
+    return found
 
 
 def _base_of(above: Path, header: Header) -> Path:
@@ -168,7 +212,7 @@ def _parse(path: Path, raw: bytes) -> Header:
             f"{path} is no qcow2 disk",
             hint=f"if it is a raw one: qemu-img convert -f raw -O qcow2 {path} {path}.qcow2",
         )
-    (_, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_size, _l1_offset,
+    (_, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_size, l1_offset,
      _ref_offset, ref_clusters, snapshots, _snapshots_offset) = _HEADER.unpack_from(raw)  # fmt: skip
     if version not in (2, 3):
         raise BadInput(f"{path} is a qcow2 disk of version {version}; 2 and 3 are known")
@@ -190,7 +234,7 @@ def _parse(path: Path, raw: bytes) -> Header:
         faults.append("it is marked corrupt (qemu-img check -r all)")
     if not 9 <= cluster_bits <= 21:
         faults.append(f"its clusters have 2^{cluster_bits} bytes")
-    if size > _LARGEST_DISK or l1_size > _LARGEST_L1:
+    if size > _LARGEST_DISK or l1_size > _LARGEST_L1 or l1_offset > _LARGEST_OFFSET:
         faults.append("its size is absurd")
     elif 9 <= cluster_bits <= 21 and ref_clusters << cluster_bits > _LARGEST_REFTABLE:
         faults.append("its reference count table is absurdly large")
@@ -215,6 +259,10 @@ def _parse(path: Path, raw: bytes) -> Header:
         backing_format=form.decode("ascii", "replace") if form is not None else None,
         dirty=bool(features & _DIRTY),
         snapshots=snapshots,
+        bitmaps=int.from_bytes(extensions.get(_EXT_BITMAPS, b"")[:4], "big"),
+        l1_size=l1_size,
+        l1_offset=l1_offset,
+        extended_l2=bool(features & _EXTENDED_L2),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from composer.disk.inuse import check_unused
+from composer.disk.inuse import check_unused, kept_from_vms
 from composer.errors import Busy
 from tests.unit.unprivileged import as_nobody
 
@@ -51,6 +51,28 @@ def test_a_disk_that_is_open(disk: Path, options: str) -> None:
     assert disk.stat().st_mtime_ns == before
     assert caught.value.hint
     check_unused(disk)
+
+
+def test_a_disk_that_is_kept_from_vms_is_opened_by_none(disk: Path) -> None:
+    reads = ["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 512", str(disk)]
+    writes = ["qemu-io", "-f", "qcow2", "-c", "write 0 512", str(disk)]
+    for argv in (reads, writes):
+        with kept_from_vms(disk):
+            refused = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert "Failed to get" in refused.stderr + refused.stdout
+        assert "lock" in refused.stderr + refused.stdout
+        assert subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("options", ["", ",read-only=on"])
+def test_a_disk_that_a_vm_has_is_not_kept_from_it(disk: Path, options: str) -> None:
+    with opened(disk, options), pytest.raises(Busy, match="in use by a running VM"), kept_from_vms(disk):
+        raise AssertionError
+
+
+def test_a_disk_that_is_not_there_is_kept_from_nobody(tmp_path: Path) -> None:
+    with kept_from_vms(tmp_path / "none"):
+        pass
 
 
 def test_a_base_of_a_disk_that_is_open(disk: Path) -> None:

@@ -20,10 +20,12 @@ from composer.disk.manifest import (
     Manifest,
     Room,
     changed,
+    check_folders_of_root,
     check_place,
     load_manifest,
     manifest_path,
     publish_disk,
+    publish_manifest,
     settle,
 )
 from composer.errors import BadInput, ComposerError
@@ -312,6 +314,47 @@ def test_too_large(disk: Path) -> None:
         file.truncate(2**33)
     with pytest.raises(BadInput, match="larger than 4096 KiB"):
         load_manifest(disk)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_the_manifest_keeps_its_mode(disk: Path, new: Path, manifest_of: Make, mode: int) -> None:
+    manifest_path(disk).chmod(mode)
+    publish_disk(new, disk, manifest_of(new, NEW))
+    assert manifest_path(disk).stat().st_mode & 0o777 == mode
+    publish_manifest(disk, manifest_of(disk, NEW))
+    assert manifest_path(disk).stat().st_mode & 0o777 == mode
+
+
+def test_a_manifest_whose_writer_was_killed_is_cleared_away(disk: Path) -> None:
+    left = disk.with_name(f".{disk.name}.manifest.json.abcd1234.new")
+    left.write_text("{")
+    settle(disk)
+    assert not left.exists()
+    assert commit_of(disk) == OLD
+
+
+@pytest.mark.asroot
+@pytest.mark.skipif(os.getuid() != 0, reason="root works in folders of others")
+@pytest.mark.parametrize(
+    ("owner", "mode", "good"),
+    [(0, 0o755, True), (0, 0o1777, False), (0, 0o775, False), (0, 0o777, False), (65534, 0o755, False)],
+)
+@pytest.mark.parametrize("place", ["its own", "above"])
+def test_root_works_in_no_folder_that_others_can_write_to(
+    tmp_path: Path, owner: int, mode: int, good: bool, place: str
+) -> None:
+    above = tmp_path / "above"
+    folder = above / "own"
+    folder.mkdir(parents=True)
+    (folder / "disk.qcow2").touch()
+    shared = folder if place == "its own" else above
+    os.chown(shared, owner, owner)
+    shared.chmod(mode)
+    if good or (place == "above" and mode & 0o1000):
+        check_folders_of_root(folder)
+    else:
+        with pytest.raises(BadInput, match=f"others can write to {shared}"):
+            check_folders_of_root(folder)
 
 
 def test_history_does_not_grow_for_ever(disk: Path) -> None:

@@ -56,6 +56,42 @@ def written(folder: Path, raw: bytes, name: str = "disk.qcow2") -> Path:
     return path
 
 
+def test_persistent_bitmaps_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
+    assert check_disk(path).bitmaps == 0
+    for name in ("one", "two"):
+        subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", path, name], check=True)
+    assert check_disk(path).bitmaps == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "disk.qcow2",
+        "file:disk.qcow2",
+        'json:{"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2"}}',
+        'json:{"file.filename":"d\\u0069sk.qcow2"}',
+        'json:{"file.filename":"./\\/disk.qcow2"}'.replace("./\\/", "./"),
+        'json:{"driver":"qcow2","file":"json:{\\"filename\\":\\"disk.qcow2\\"}"}',
+        "json:{'file.filename':\"disk.qcow2\"}".replace("'", '"'),
+        'json:{"file":{"filename":"disk.qcow2"},}',
+    ],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_overlay_is_known_by_whatever_name_it_gives_its_base(
+    tmp_path: Path, name: str, linked: bool
+) -> None:
+    """Also where the folder has a link to an overlay that lies elsewhere."""
+    disk = written(tmp_path, header())
+    (tmp_path / "else").mkdir()
+    overlay = tmp_path / ("else/over.qcow2" if linked else "over.qcow2")
+    overlay.write_bytes(header(FORMAT_QCOW2, name.encode()))
+    if linked:
+        (tmp_path / "over.qcow2").symlink_to("else/over.qcow2")
+    assert overlays_on(disk) == [tmp_path / "over.qcow2"]
+
+
 def refused(path: Path, why: str = r"\w") -> BadInput:
     began = time.monotonic()
     with pytest.raises(BadInput, match=why) as caught:
@@ -71,7 +107,8 @@ def qemu_img(*argv: str | Path) -> None:
 def test_new_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk.qcow2"
     qemu_img("create", "-f", "qcow2", disk, "5G")
-    assert check_disk(disk) == Header(3, 5 * 2**30, 16, None, None, dirty=False)
+    found = check_disk(disk)
+    assert found == Header(3, 5 * 2**30, 16, None, None, dirty=False, l1_size=10, l1_offset=found.l1_offset)
 
 
 @pytest.mark.parametrize(
