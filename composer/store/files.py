@@ -86,6 +86,19 @@ def folder_beneath(root: Path, path: str) -> int:
     return here
 
 
+def own_folder(path: Path, like: int) -> int:
+    """Return a descriptor of a folder that we have just made; BadInput if it is another's by now.
+
+    ``like`` is a descriptor of another file that we have made on the same file system, whose owner counts:
+    some file systems show the same one for all.
+    """
+    descriptor = os.open(path, _FOLDER)
+    if os.fstat(descriptor).st_uid != os.fstat(like).st_uid:
+        os.close(descriptor)
+        raise BadInput(f"{path} was replaced by somebody else's folder as it was made")
+    return descriptor
+
+
 def _entered(folder: int, name: str) -> int:
     """Return a descriptor of a folder inside one whose descriptor is closed; on errors it stays open."""
     if name in ("", ".", ".."):

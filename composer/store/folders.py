@@ -29,7 +29,7 @@ _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.
 
 @dataclass(frozen=True)
 class Folders:
-    """The two folders of one user: ``cache`` survives a reboot, ``runs`` need not.
+    """The folders of one user: ``cache`` survives a reboot, ``runs`` need not, ``state`` is kept for good.
 
     ``elsewhere`` is where composers of his have their runs that see another environment, as cron's do.
     """
@@ -37,6 +37,12 @@ class Folders:
     cache: Path
     runs: Path
     elsewhere: tuple[Path, ...] = ()
+    remembered: Path | None = None
+
+    @property
+    def state(self) -> Path:
+        """Where lies what is remembered for good."""
+        return self.remembered or self.cache / "state"
 
     @property
     def work(self) -> Path:
@@ -47,8 +53,8 @@ class Folders:
     def of(cls, environ: Mapping[str, str]) -> Folders:
         """Read the places from the environment, by the XDG base directory specification.
 
-        COMPOSER_CACHE and COMPOSER_RUNS override it.  Raises BadInput where the folder of runs is too
-        long a path for unix sockets, or belongs to somebody else.
+        COMPOSER_CACHE, COMPOSER_RUNS and COMPOSER_STATE override it.  Raises BadInput if a folder is not ours
+        alone, or that of the runs has too long a path for unix sockets.
         """
         home = Path(environ.get("HOME") or Path.home())
         cache_home = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
@@ -62,7 +68,9 @@ class Folders:
             # Not /run/user of itself: who has no session may lose it at any time (pam_systemd(8)).
             runs = own[0] if own and _is_ours(runtimes[0]) else last
             elsewhere = [place for place in {*own, last} - {runs} if _is_ours(place)]
-        folders = cls(cache.absolute(), runs.absolute(), tuple(sorted(elsewhere)))
+        state_home = Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state")
+        state = Path(environ.get("COMPOSER_STATE") or state_home / "ostree-composer")
+        folders = cls(cache.absolute(), runs.absolute(), tuple(sorted(elsewhere)), state.absolute())
         folders._prepare()
         return folders
 
@@ -72,7 +80,7 @@ class Folders:
                 f"the folder for running jobs has too long a path for unix sockets: {self.runs}",
                 hint="export COMPOSER_RUNS=/tmp/composer",
             )
-        for folder in (self.cache, self.runs):
+        for folder in (self.cache, self.runs, self.state):
             check_utf8(folder)
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,6 +89,7 @@ class Folders:
         # A folder under /tmp may have been made by somebody else, before us, on purpose; and `sudo` may keep
         # the HOME of the user who called it.
         _check_ours(self.cache, "COMPOSER_CACHE")
+        _check_ours(self.state, "COMPOSER_STATE")
         _check_ours(self.runs, "COMPOSER_RUNS")
         self.runs.chmod(0o700)
 
@@ -117,19 +126,47 @@ def give_like(new: Path, like: Path) -> None:
     Who is not root gives what he may: a group that he is in, and the rest.  Of another group nobody may
     anything, whatever the mode and the access list are.
     """
-    status = like.stat()
-    for owner, group in ((status.st_uid if os.geteuid() == 0 else -1, -1), (-1, status.st_gid)):
-        with suppress(OSError):  # EINVAL where a user namespace does not know the group
-            os.chown(new, owner, group)
-    mode, names = status.st_mode & 0o777, ["security.selinux"]
-    if new.stat().st_gid == status.st_gid:
-        names.append("system.posix_acl_access")
-    else:  # what one group may do is not for another one
-        mode &= 0o707
-    new.chmod(mode)
-    for name in names:
-        with suppress(OSError):  # it has none, or the file system knows none
-            os.setxattr(new, name, os.getxattr(like, name))
+    with _opened_file(new) as ours, _opened_path(like) as theirs:
+        # Not for others: file systems without owners, such as FAT, show another one for all files.
+        if os.geteuid() == 0 and os.fstat(ours).st_uid != 0:
+            raise PermissionError(errno.EPERM, "it was replaced by another user's file", str(new))
+        status = os.fstat(theirs)
+        for owner, group in ((status.st_uid if os.geteuid() == 0 else -1, -1), (-1, status.st_gid)):
+            with suppress(OSError):  # EINVAL where a user namespace does not know the group
+                os.fchown(ours, owner, group)
+        mode, names = status.st_mode & 0o777, ["security.selinux"]
+        if os.fstat(ours).st_gid == status.st_gid:
+            names.append("system.posix_acl_access")
+        else:  # what one group may do is not for another one
+            mode &= 0o707
+        os.fchmod(ours, mode)
+        for name in names:
+            with suppress(OSError):  # it has none, or the file system knows none
+                os.setxattr(ours, name, os.getxattr(f"/proc/self/fd/{theirs}", name))
+
+
+@contextmanager
+def _opened_file(path: Path) -> Iterator[int]:
+    """Open a regular file for the block, and follow no link; OSError if something else lies there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PermissionError(errno.EPERM, "it was replaced by what is no file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _opened_path(path: Path) -> Iterator[int]:
+    """Open a file to look at it, which needs no leave to read it, for the block; OSError if it is no file."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PermissionError(errno.EPERM, "it was replaced by what is no file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def fsync_path(path: Path) -> None:
@@ -142,10 +179,29 @@ def fsync_path(path: Path) -> None:
 
 
 def publish(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target`` so that a crash leaves the one or the other, whole."""
-    fsync_path(new)
-    new.replace(target)
-    fsync_path(target.parent)
+    """Rename ``new`` to ``target`` so that a crash leaves the one or the other, whole.
+
+    Raises OSError if what lies at ``new`` is no file, or is another one by the time of the rename.
+    """
+    with (
+        _opened_file(new) as ours,
+        _opened_folder(new.parent) as source,
+        _opened_folder(target.parent) as place,
+    ):
+        os.fsync(ours)
+        if not os.path.samestat(os.fstat(ours), os.stat(new.name, dir_fd=source, follow_symlinks=False)):
+            raise PermissionError(errno.EPERM, "it was replaced by another file", str(new))
+        os.rename(new.name, target.name, src_dir_fd=source, dst_dir_fd=place)
+        os.fsync(place)
+
+
+@contextmanager
+def _opened_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _reflinked(source: Path, target: Path) -> bool:
@@ -197,11 +253,11 @@ def has_reflinks(folder: Path) -> bool:
 def written_beside(target: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield a path beside ``target``, published in its place where the block ends well."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent)
+    os.fchmod(descriptor, mode)
     os.close(descriptor)
     new = Path(name)
     try:
         yield new
-        new.chmod(mode)
         publish(new, target)
     finally:
         new.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import Busy
 from composer.process import companion
+from composer.store.files import own_folder
 from composer.store.folders import Folders, size_of, written_beside
 from composer.store.locks import locked
 
@@ -36,9 +37,17 @@ def end_users(disk: Path) -> None:
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
             with suppress(OSError):
-                argv = (process / "cmdline").read_bytes().split(b"\0")
-                if process.stat().st_uid == os.getuid() and any(prefix in word for word in argv[1:]):
+                if process.stat().st_uid == os.getuid() and _works_in(process, prefix):
                     os.kill(int(process.name), signal.SIGKILL)
+
+
+def _works_in(process: Path, prefix: bytes) -> bool:
+    """Whether a process has a file open in a folder whose path begins so, or names one in its arguments."""
+    argv = (process / "cmdline").read_bytes().split(b"\0")
+    if not argv[0].rpartition(b"/")[2].startswith((b"qemu", b"setpriv", b"prlimit")):
+        return any(prefix in word for word in argv[1:])
+    opened = [os.fsencode(file.readlink()) for file in (process / "fd").iterdir()]
+    return any(prefix in word for word in (*argv[1:], *opened))
 
 
 def _work_prefix(disk: Path) -> str:
@@ -76,10 +85,19 @@ class Work:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """Yield a folder beside the disk, on the same file system, for what may take its place."""
+        """Yield a scratch folder beside the disk, on the same file system, for what may replace the disk.
+
+        Its path goes by a descriptor of this process (proc(5)), so that it names this very folder, for QEMU
+        too, even if somebody who may write to the disk's folder puts another in its place.  Root's does not:
+        root's QEMU has no capabilities, and so may not look into /proc of root's composer.
+        """
         folder = Path(tempfile.mkdtemp(prefix=_work_prefix(self.disk), dir=self.disk.parent))
         try:
-            yield folder
+            descriptor = own_folder(folder, self.lock)
+            try:
+                yield folder if os.geteuid() == 0 else Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+            finally:
+                os.close(descriptor)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -281,12 +281,17 @@ def short() -> Iterator[Path]:
 def test_places_by_variables(short: Path) -> None:
     home = {"HOME": str(short / "home")}
     xdg = {"XDG_CACHE_HOME": str(short / "xc"), "XDG_RUNTIME_DIR": str(short)}
-    own = {"COMPOSER_CACHE": str(short / "c"), "COMPOSER_RUNS": str(short / "r")}
+    own = {f"COMPOSER_{name}": str(short / name[0].lower()) for name in ("CACHE", "RUNS", "STATE")}
     runtime = {"XDG_RUNTIME_DIR": str(short)}
     assert Folders.of({**home, **runtime}).cache == short / "home/.cache/ostree-composer"
     found = Folders.of({**home, **xdg})
     assert (found.cache, found.runs) == (short / "xc/ostree-composer", short / "ostree-composer")
-    assert Folders.of({**home, **xdg, **own}) == Folders(short / "c", short / "r")
+    assert found.state == short / "home/.local/state/ostree-composer"
+    assert (
+        Folders.of({**home, "XDG_STATE_HOME": str(short / "s"), **runtime}).state
+        == short / "s/ostree-composer"
+    )
+    assert Folders.of({**home, **xdg, **own}) == Folders(short / "c", short / "r", remembered=short / "s")
 
 
 def test_a_runtime_folder_that_is_not_there(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,12 +325,13 @@ def test_places_are_private(short: Path) -> None:
     assert folders.cache.stat().st_mode & 0o777 == 0o700
 
 
-# The folder of the cache, and that of the runs.
-OURS = pytest.mark.parametrize(("variable", "name"), [("COMPOSER_CACHE", "c"), ("COMPOSER_RUNS", "r")])
+OURS = pytest.mark.parametrize(
+    ("variable", "name"), [("COMPOSER_CACHE", "c"), ("COMPOSER_RUNS", "r"), ("COMPOSER_STATE", "s")]
+)
 
 
 def refused(short: Path, why: str, hint: str, **folders: Path) -> None:
-    places = {"COMPOSER_CACHE": short / "c", "COMPOSER_RUNS": short / "r", **folders}
+    places = {f"COMPOSER_{name}": short / name[0].lower() for name in ("CACHE", "RUNS", "STATE")} | folders
     with pytest.raises(BadInput, match=why) as caught:
         Folders.of({name: str(path) for name, path in places.items()})
     assert hint in (caught.value.hint or "")
@@ -401,6 +407,33 @@ def test_a_file_is_given_what_the_one_before_had(tmp_path: Path) -> None:
     assert os.getxattr(new, "system.posix_acl_access") == acl
     for name in ("st_uid", "st_gid", "st_mode"):
         assert getattr(new.stat(), name) == getattr(like.stat(), name)
+
+
+@pytest.mark.parametrize("act", ["give", "publish"])
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_was_put_in_a_new_files_place_is_not_touched(tmp_path: Path, act: str, kind: str) -> None:
+    victim, new, like = tmp_path / "victim", tmp_path / "new", tmp_path / "like"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    like.touch(0o666)
+    like.chmod(0o666)
+    if kind == "link":
+        new.symlink_to(victim)
+    else:
+        new.mkdir(0o700)
+    with pytest.raises(OSError, match=r"symbolic link|no file"):
+        give_like(new, like) if act == "give" else publish(new, like)
+    assert victim.stat().st_mode & 0o777 == 0o600
+    assert like.read_text() == ""
+
+
+def test_a_link_in_the_place_of_what_attributes_are_taken_from(tmp_path: Path) -> None:
+    new, like = tmp_path / "new", tmp_path / "like"
+    new.touch(0o600)
+    (tmp_path / "open").touch()
+    like.symlink_to("open")
+    with pytest.raises(OSError, match="no file"):
+        give_like(new, like)
 
 
 def test_another_group_does_not_get_what_was_for_one(tmp_path: Path) -> None:

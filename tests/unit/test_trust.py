@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from composer.compose.source import opened_source
+from composer.compose.workshop import Workshop
 from composer.deadline import Deadline
 from composer.errors import BadInput, NoSpace, NotTrusted, RepoDamaged
 from composer.export.http import http_export
@@ -240,3 +241,66 @@ def test_a_damaged_repo_is_refused_naming_the_object(
     own = scene.fetch(Trust())
     argv = ["ostree", f"--repo={own.path}", "fsck", "--quiet"]
     subprocess.run(argv, check=True)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_commit_without_a_binding_is_taken_for_any_ref_unless_one_is_required(
+    scene: Scene, bound: bool
+) -> None:
+    option = [] if bound else ["--no-bindings"]
+    argv = ["commit", "-b", "os/new", *option, f"--tree=ref={scene.commit}"]
+    commit = scene.repo.ostree(*argv, deadline=scene.deadline).strip()
+    new = replace(scene, commit=commit)
+    new.fetch(Trust(), "os/new")
+    if bound:
+        new.fetch(Trust(require_binding=True), "os/new")
+    else:
+        with pytest.raises(NotTrusted, match="bound to no ref"):
+            new.fetch(Trust(require_binding=True), "os/new")
+    # A checksum names the very commit.
+    new.fetch(Trust(require_binding=True), commit)
+
+
+def test_a_ref_that_goes_back_is_noticed_by_a_first_build(
+    scene: Scene, workshop: Workshop, tmp_path: Path
+) -> None:
+    with workshop.source(str(scene.repo.path), tmp_path, Trust(), Tls()) as source:
+
+        def seen(commit: str, ref: str = REF, *, allow: bool = False) -> None:
+            source.fetch(commit, commit)
+            workshop.remember(source, ref, commit, allow_downgrade=allow)
+
+        def made(year: int) -> str:
+            argv = [
+                "commit",
+                "-b",
+                "os/new",
+                f"--tree=ref={scene.commit}",
+                f"--timestamp={year}-01-01 00:00:00",
+            ]
+            return scene.repo.ostree(*argv, deadline=scene.deadline).strip()
+
+        old, new = made(2020), made(2021)
+        seen(old)
+        seen(new)
+        seen(new)
+        with pytest.raises(
+            NotTrusted, match=rf"{old[:12]}, which is older than {new[:12]}.* 366.0 days"
+        ) as caught:
+            seen(old)
+        assert "--allow-downgrade" in (caught.value.hint or "")
+        seen(old, "os/other-ref")
+        seen(old, old)
+        # A downgrade that was allowed is what counts from then on.
+        seen(old, allow=True)
+        seen(old)
+        seen(new)
+        with pytest.raises(NotTrusted):
+            seen(old)
+        # It does not lie in the cache, and what is damaged is as none.
+        shutil.rmtree(workshop.folders.cache)
+        for note in (workshop.folders.state / "seen").iterdir():
+            note.write_text("{")
+    with workshop.source(str(scene.repo.path), tmp_path, Trust(), Tls()) as source:
+        source.fetch(old, old)
+        workshop.remember(source, REF, old, allow_downgrade=False)

@@ -80,6 +80,24 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+def test_the_scratch_folder_stays_the_same_whatever_is_put_in_its_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for root, who works in no folder in which others could put anything."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    disk, other = folder / "disk.qcow2", tmp_path / "other"
+    other.mkdir()
+    with working_on(disk, folders_in(tmp_path), "test") as work, work.folder() as scratch:
+        (named,) = [path for path in folder.iterdir() if ".work." in path.name]
+        named.rename(folder / "moved")
+        named.symlink_to(other)
+        (scratch / "new").write_text("ours")
+        # For other programs too.
+        subprocess.run(["sh", "-c", 'echo more >"$1"', "sh", scratch / "more"], check=True)
+        assert sorted(path.name for path in (folder / "moved").iterdir()) == ["more", "new"]
+    assert list(other.iterdir()) == []
+
+
 def test_work_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     with working_on(folder / "x.qcow2", folders_in(tmp_path), "build") as work, work.folder() as place:
         (place / "file").touch()
