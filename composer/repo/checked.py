@@ -22,7 +22,7 @@ from pathlib import Path
 from composer.deadline import Deadline
 from composer.errors import FREE_ROOM, BadInput, ComposerError, NoSpace, NotTrusted, RepoDamaged, ToolFailed
 from composer.repo.local import COMMIT, Repo
-from composer.repo.signatures import Trust, check_ed25519
+from composer.repo.signatures import Trust, check_binding, check_ed25519
 from composer.repo.upstream import is_url
 from composer.store.files import read_file
 from composer.store.folders import publish, written_beside
@@ -108,7 +108,7 @@ class CheckedRepo:
                     f"the repo {source} has no ref {ref!r}", hint=f"curl -f {source}/refs/heads/{ref}"
                 ) from error
             commit = ref if COMMIT.match(ref) else repo.resolve(f"{remote}:{ref}", deadline)
-            _prove(repo, commit, trust, deadline)
+            _prove(repo, commit, ref, trust, deadline)
             return commit
 
     def fetch(self, source: str, url: str, ref: str, commit: str, trust: Trust, deadline: Deadline) -> Repo:
@@ -122,7 +122,7 @@ class CheckedRepo:
             wanted = commit if COMMIT.match(ref) else f"{ref}@{commit}"
             _drop_unlike(repo.object_path(f"{commit}.commit"), commit)
             _pull(repo, remote, url, source, wanted, (), deadline)
-            _prove(repo, commit, trust, deadline)
+            _prove(repo, commit, ref, trust, deadline)
             refs = self.path / "refs" / "remotes" / remote
             pin = refs / _PINNED / commit
             # Of itself a commit that a checksum named has no ref, and a ref that moved on has left one.
@@ -163,7 +163,9 @@ def _drop_unlike(path: Path, checksum: str) -> None:
             path.unlink()
 
 
-def _prove(repo: Repo, commit: str, trust: Trust, deadline: Deadline) -> None:
+def _prove(repo: Repo, commit: str, ref: str, trust: Trust, deadline: Deadline) -> None:
+    if trust.require_binding and not COMMIT.match(ref):
+        check_binding(repo, commit, ref, deadline)
     if trust.ed25519:
         check_ed25519(repo, commit, trust.ed25519, deadline)
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, ToolFailed
-from composer.process import run
+from composer.process import Limits, run
 from composer.recipe.hostfiles import host_path
 from composer.repo.commit import MODULES, Listed, Tree, parse_listing, parse_objects
 
+# ostree itself refuses a file that the file system has no room for, and says so (min-free-space-percent).
+_LIMITS = Limits(file=None)
 COMMIT = re.compile(r"[0-9a-f]{64}\Z")
 # The sixth of a commit's eight fields (ostree-core.h, OSTREE_COMMIT_GVARIANT_STRING), found from the end:
 # the line: what comes before it is free text, without newlines.  Signatures are told in lines after it.
@@ -41,7 +43,7 @@ class Repo:
 
     def ostree(self, *argv: str, deadline: Deadline) -> str:
         """Run an ostree command on it and return what that printed."""
-        return run(["ostree", f"--repo={self.path}", *argv], deadline=deadline).text
+        return run(["ostree", f"--repo={self.path}", *argv], deadline=deadline, limits=_LIMITS).text
 
     def resolve(self, ref: str, deadline: Deadline) -> str:
         """Return the commit that ``ref`` names; BadInput, with the refs there are, where it names none."""

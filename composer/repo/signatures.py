@@ -34,11 +34,13 @@ _STRING = re.compile(rf"b'(?:[ !#-&(-\[\]-~]|{_ESCAPED})*'|b\"(?:[ !#-\[\]-~]|{_
 class Trust:
     """The keys of which one of each kind must have signed; kinds without keys are not asked for.
 
-    ``gpg`` are keyrings as `gpg --export` writes them, ``ed25519`` base64 of 32 bytes each.
+    ``gpg`` are keyrings as `gpg --export` writes them, ``ed25519`` base64 of 32 bytes each.  With
+    ``require_binding`` a commit must also name the ref that it was made for.
     """
 
     gpg: tuple[bytes, ...] = ()
     ed25519: tuple[str, ...] = ()
+    require_binding: bool = False
 
     @property
     def digest(self) -> str:
@@ -46,7 +48,22 @@ class Trust:
         whole = hashlib.sha256()
         for key in (*self.gpg, b"", *(key.encode() for key in self.ed25519)):
             whole.update(hashlib.sha256(key).digest())
+        if self.require_binding:
+            whole.update(b"bound")
         return whole.hexdigest()
+
+
+def check_binding(repo: Repo, commit: str, ref: str, deadline: Deadline) -> None:
+    """Raise NotTrusted if a commit in ``repo`` does not say that it was made for ``ref``.
+
+    ostree itself refuses a commit that names other refs, and takes one that names none for any.
+    """
+    try:
+        said = repo.ostree("show", "--print-metadata-key=ostree.ref-binding", commit, deadline=deadline)
+    except ToolFailed as error:
+        raise NotTrusted(f"commit {commit[:12]} is bound to no ref, and the recipe requires that") from error
+    if f"'{ref}'" not in said:
+        raise NotTrusted(f"commit {commit[:12]} is not bound to {ref}, and the recipe requires that")
 
 
 def check_ed25519(repo: Repo, commit: str, keys: Iterable[str], deadline: Deadline) -> None:

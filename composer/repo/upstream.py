@@ -4,18 +4,21 @@ certificates, and the proxy variables of the environment (http_proxy, https_prox
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from composer.deadline import Deadline
-from composer.errors import BadInput, ComposerError, NoSpace
+from composer.errors import BadInput, ComposerError, DeadlineExpired, NoSpace
 from composer.recipe.values import host_behind_login
 from composer.repo.local import mode_of
 
@@ -46,6 +49,25 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
+class _Patient(Retry):
+    """Retries that end with a deadline: urllib3 knows none, and would sleep beyond it."""
+
+    def __init__(self, *args: Any, deadline: Deadline, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._deadline = deadline
+
+    def new(self, **more: Any) -> Self:
+        """Return the retries that are left after one of them."""
+        return super().new(**{"deadline": self._deadline, **more})
+
+    def sleep(self, _response: BaseHTTPResponse | None = None) -> None:
+        """Wait before the next one; DeadlineExpired if there is no time for it."""
+        pause = self.get_backoff_time()
+        if pause >= self._deadline.left():
+            raise DeadlineExpired("gave up waiting for a server that answers with errors")
+        time.sleep(pause)
+
+
 class Upstream:
     """A remote repo; close it with `close`.  Many threads may ask at once.
 
@@ -64,7 +86,8 @@ class Upstream:
         self._deadline = deadline
         self._session = requests.Session()
         # 5xx and 429: a mirror that is busy now will serve in a moment.
-        retry = Retry(
+        retry = _Patient(
+            deadline=deadline,
             total=_RETRIES,
             connect=_CONNECT_RETRIES,
             backoff_factor=0.3,

@@ -123,6 +123,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     runs = Path(tempfile.mkdtemp(prefix="cr", dir="/tmp"))
     monkeypatch.setenv("COMPOSER_RUNS", str(runs))
     monkeypatch.setenv("COMPOSER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COMPOSER_STATE", str(tmp_path / "state"))
     yield runs
     shutil.rmtree(runs)
 
