@@ -134,7 +134,9 @@ def make_plan(loaded: LoadedRecipe, repo_source: str, tree: Tree) -> Plan:
 def trust_of(loaded: LoadedRecipe) -> Trust:
     """Return the keys that a recipe names."""
     verify = loaded.recipe.ostree.verify
-    return Trust(loaded.gpg_keys, verify.ed25519_keys if verify else ())
+    if verify is None:
+        return Trust()
+    return Trust(loaded.gpg_keys, verify.ed25519_keys, verify.require_binding)
 
 
 def check_bootable(tree: Tree) -> None:

@@ -17,17 +17,20 @@ from composer.recipe.values import show_size
 @recipe_arguments
 @click.option("-o", "--output", type=PATH, help="Where the disk goes, instead of where the recipe says.")
 @click.option("--force", is_flag=True, help="Build even where nothing changed, or over a foreign file.")
+@click.option("--allow-downgrade", is_flag=True, help="Take a commit older than one its ref named before.")
 @job_options("helper", "disk", "commit")
-def build(loaded: LoadedRecipe, output: Path | None, force: bool, job: JobOptions) -> None:
+def build(
+    loaded: LoadedRecipe, output: Path | None, force: bool, allow_downgrade: bool, job: JobOptions
+) -> None:
     """Make a bootable disk from RECIPE.
 
     The same recipe and commit again is a no-op.
 
-    Example:  composer build recipes/debian-bookworm.toml -o /tmp/disk.qcow2
+    Example:  composer build recipes/debian-bookworm.toml -o disk.qcow2
     """
     disk = (output or loaded.output).resolve()
     with session(job) as made:
-        outcome = build_disk(made.workshop, loaded, disk, force=force)
+        outcome = build_disk(made.workshop, loaded, disk, force=force, allow_downgrade=allow_downgrade)
         text = (
             f"{disk} has commit {outcome.manifest.commit[:12]}, "
             f"{show_size(outcome.bytes_moved)} in {outcome.objects_moved} objects moved"

@@ -56,18 +56,27 @@ _ACCEL = click.option(
     "--accel", "accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True,
     help="auto: KVM if a guest really runs on it, else emulation.",
 )  # fmt: skip
+_AS_ROOT = click.option(
+    "--as-root", is_flag=True, help="Let root's helper VMs run as root, not as an account of their own."
+)
 _HELPER = (
     click.option("--cold", is_flag=True, help="Boot the helper VM instead of cloning its template."),
     click.option("--keep-vm", is_flag=True, help="Where a job fails, leave its helper VM running."),
     click.option("--debug-shell", is_flag=True, help="Where a job fails, open a shell in its helper VM."),
 )
-_DISK = click.option(
-    "--wait", is_flag=True, help="Wait for a disk that another composer has, up to --timeout."
+_DISK = (
+    click.option("--wait", is_flag=True, help="Wait for a disk that another composer has, up to --timeout."),
+    click.option(
+        "--trust-folder", is_flag=True, help="As root: take a disk in a folder that others can write to."
+    ),
 )
 _COMMIT = click.option(
     "--transport", type=click.Choice(["auto", *TRANSPORTS]), default="auto", show_default=True,
     help="How the helper gets the commit; auto takes the fastest that works here.",
 )  # fmt: skip
+_PARANOID = click.option(
+    "--paranoid", is_flag=True, help="Compare the new disk with what it was made from, however large it is."
+)
 _ALWAYS = (
     click.option("--timeout", type=click.FloatRange(min=1), default=3600.0, show_default=True,
                  metavar="SECONDS", help="Give up after this long."),
@@ -78,10 +87,11 @@ _ALWAYS = (
 # What a verb works with, and the options that come with it.
 _WITH = {
     "libvirt": (_CONNECT,),
-    "vm": (_CONNECT, _ACCEL),
-    "helper": (_CONNECT, _ACCEL, *_HELPER),
-    "disk": (_DISK,),
+    "vm": (_CONNECT, _ACCEL, _AS_ROOT),
+    "helper": (_CONNECT, _ACCEL, _AS_ROOT, *_HELPER),
+    "disk": _DISK,
     "commit": (_COMMIT,),
+    "rewrite": (_PARANOID,),
 }
 Verb = Callable[..., None]
 

@@ -12,7 +12,7 @@ from composer.compose.rollback import rollback as rollback_disk
 
 @click.command()
 @click.argument("disk", type=PATH)
-@job_options("helper", "disk")
+@job_options("helper", "disk", "rewrite")
 def rollback(disk: Path, job: JobOptions) -> None:
     """Put the former deployment of DISK first, so that it boots what it booted before its last update.
 

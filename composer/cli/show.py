@@ -33,6 +33,7 @@ def plain(text: str, *, lines: bool = True) -> str:
 
     Line ends stay if ``lines`` is given.
     """
+    text = text.expandtabs().replace("\N{NO-BREAK SPACE}", " ")
     return "".join(c if c.isprintable() or (lines and c == "\n") else "�" for c in text)
 
 
@@ -49,7 +50,7 @@ def output(content: bytes, *, err: bool = False, raw: bool = False) -> None:
     """
     stream = sys.stderr if err else sys.stdout
     if stream.isatty() and not raw:
-        stream.write(plain(content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\t", "    ")))
+        stream.write(plain(content.decode("utf-8", "replace").replace("\r\n", "\n")))
     else:
         stream.buffer.write(content)
     stream.flush()

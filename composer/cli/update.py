@@ -40,7 +40,7 @@ from composer.recipe.values import show_size
     is_flag=True,
     help="Also remove what nothing on the disk needs, and give its room back to the host.",
 )
-@job_options("helper", "disk", "commit")
+@job_options("helper", "disk", "commit", "rewrite")
 def update(
     disk: Path,
     recipe: Path | None,

@@ -60,22 +60,36 @@ class Outcome:
     pruned: tuple[Deployment, ...] = ()
 
 
-def build(workshop: Workshop, loaded: LoadedRecipe, disk: Path, *, force: bool = False) -> Outcome:
+def build(
+    workshop: Workshop,
+    loaded: LoadedRecipe,
+    disk: Path,
+    *,
+    force: bool = False,
+    allow_downgrade: bool = False,
+) -> Outcome:
     """Make the disk that a recipe describes.
 
     The same recipe and commit again is a no-op, unless ``force`` is given.  Until the new disk is
-    finished and checked, whatever lies at ``disk`` stays as it is.
+    finished and checked, whatever lies at ``disk`` stays as it is.  Raises NotTrusted if the ref names an
+    older commit than it did before, unless ``allow_downgrade`` is given.
     """
     if not disk.parent.is_dir():
         raise BadInput(f"no such folder: {disk.parent}", hint=f"mkdir -p {disk.parent}")
     if not os.access(disk.parent, os.W_OK):
         raise BadInput(f"the folder {disk.parent} cannot be written to")
     with source_of(workshop, loaded) as source:
-        return _build(workshop, loaded, source, disk, force=force)
+        return _build(workshop, loaded, source, disk, force=force, allow_downgrade=allow_downgrade)
 
 
 def _build(
-    workshop: Workshop, loaded: LoadedRecipe, source: RepoSource, disk: Path, *, force: bool
+    workshop: Workshop,
+    loaded: LoadedRecipe,
+    source: RepoSource,
+    disk: Path,
+    *,
+    force: bool,
+    allow_downgrade: bool,
 ) -> Outcome:
     recipe = loaded.recipe
     helper_ref = recipe.bootstrap.ref or recipe.ostree.ref
@@ -88,6 +102,7 @@ def _build(
             cpus=recipe.bootstrap.cpus,
         )
     repo = workshop.fetch(source, recipe.ostree.ref, commit)
+    workshop.remember(source, recipe.ostree.ref, commit, allow_downgrade=allow_downgrade)
     tree = repo.tree(commit, workshop.deadline)
     plan = make_plan(loaded, source.named, tree)
     with workshop.work(disk, "build") as work:
@@ -112,7 +127,7 @@ def _build(
         _check_no_base(disk)
         workshop.check_free(disk)
         check_room(disk.parent, tree.content_bytes, "the new disk")
-        return _make(workshop, work, plan, source, repo, settings, loaded)
+        return _make(workshop, work, plan, source, repo, settings, loaded, allow_downgrade=allow_downgrade)
 
 
 def _check_no_base(disk: Path) -> None:
@@ -138,6 +153,8 @@ def _make(
     repo: Repo,
     settings: HelperSettings,
     loaded: LoadedRecipe,
+    *,
+    allow_downgrade: bool,
 ) -> Outcome:
     disk, began = work.disk, time.monotonic()
     before, room = Identity.found(disk), image.taken(disk)
@@ -156,6 +173,7 @@ def _make(
 
     if settings.commit != plan.source.commit:
         workshop.fetch(source, settings.ref, settings.commit)
+        workshop.remember(source, settings.ref, settings.commit, allow_downgrade=allow_downgrade)
     bootstrap = workshop.bootstrap(repo, settings.commit, steps.build_steps(plan, ()))
     shape = HelperShape(settings.memory, settings.cpus)
     with ExitStack() as stack:
@@ -166,7 +184,7 @@ def _make(
         image.create(new, plan.disk_size, workshop.deadline)
         result = _run(workshop, work, plan, supply, bootstrap, replace(shape, share=supply.share), new)
         with workshop.reporter.phase("publish", "checking the image and putting it in place"):
-            image.check(new, workshop.deadline)
+            image.check(new, "the new disk", workshop.deadline)
             size = image.taken(new)
             new.chmod(0o600)  # it holds password hashes, and keys once it has booted
             deed = Deed.done("build", plan.source.commit, began, supply.moved.bytes)
@@ -247,7 +265,8 @@ def room_of(result: JobResult) -> Room:
 
 def keys_of(trust: Trust) -> Keys:
     """Return keys as a manifest keeps them."""
-    return Keys(gpg=tuple(base64.b64encode(key).decode() for key in trust.gpg), ed25519=trust.ed25519)
+    gpg = tuple(base64.b64encode(key).decode() for key in trust.gpg)
+    return Keys(gpg=gpg, ed25519=trust.ed25519, require_binding=trust.require_binding)
 
 
 def tls_files_of(loaded: LoadedRecipe) -> TlsFiles:

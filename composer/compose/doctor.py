@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ def examine(folders: Folders, connect: str) -> Iterator[Finding]:
     yield _reflinks(folders.cache)
     yield _virtiofs()
     yield _memory()
+    yield _confinement()
 
 
 def _tool(tool: str) -> Finding:
@@ -136,6 +138,23 @@ def _virtiofs() -> Finding:
     if obstacle is None:
         return Finding("virtiofs", "good", "virtiofsd is there, and we are root")
     return Finding("virtiofs", "good", f"not here: {obstacle}; the other transports do without")
+
+
+def _confinement() -> Finding:
+    """Tell what stands between a guest that has broken out of QEMU and this host."""
+    account = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        label = Path("/proc/self/attr/current").read_text().strip("\0\n") or "none"
+    except OSError:  # neither AppArmor nor SELinux
+        label = "none"
+    text = (
+        f"QEMU's seccomp sandbox; account {account}; AppArmor or SELinux: {label}; no namespaces of its own"
+    )
+    if os.geteuid() == 0:
+        return Finding(
+            "confinement of QEMU", "weak", text, "run composer as an ordinary user, with its rights alone"
+        )
+    return Finding("confinement of QEMU", "good", text)
 
 
 def _memory() -> Finding:

@@ -13,15 +13,21 @@ from pathlib import Path
 from composer.compose.build import deployments_of, room_of, warn_of_hidden
 from composer.compose.target import overlay_target
 from composer.compose.workshop import Workshop
+from composer.deadline import Deadline
 from composer.disk import image
 from composer.disk.inuse import check_unused
 from composer.disk.manifest import Deed, Deployment, Identity, Manifest, check_place, publish_disk
 from composer.disk.qcow2 import check_chain, check_disk, overlays_on
+from composer.disk.tables import mapped_bytes
 from composer.errors import BadInput, ComposerError
 from composer.helper.bootstrap import BootstrapImage
+from composer.helper.domain import Disk, layers
 from composer.helper.job import JobResult
 from composer.helper.lease import Helper, HelperShape
 from composer.store.work import Work
+
+# To compare takes a second for some gigabytes, so disks up to this size always are (docs/performance.md).
+_COMPARED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def carry_out(
         with workshop.reporter.phase("detach", "detaching the disk"):
             running.machine.detach(target, workshop.deadline)
     with workshop.reporter.phase("publish", "flattening, checking and putting the disk in place"):
-        _write_new(overlay, new, disk, manifest, workshop)
+        _write_new(target, new, manifest, workshop)
         size = image.taken(new)
         deployments = deployments_of(result)
         commit = edit.commit or (deployments[0].commit if deployments else "")
@@ -102,10 +108,16 @@ def carry_out(
 def check_replaceable(disk: Path, verb: str) -> None:
     """Raise BadInput where another file in the place of a disk would lose or harm something."""
     check_place(disk)
-    if check_disk(disk).snapshots:
+    header = check_disk(disk)
+    if header.snapshots:
         raise BadInput(
             f"{disk} has internal snapshots, which the {verb} would lose",
             hint=f"qemu-img snapshot -l {disk}   lists them, -d NAME deletes one",
+        )
+    if header.bitmaps:
+        raise BadInput(
+            f"{disk} has persistent dirty bitmaps, which the {verb} would lose",
+            hint=f"qemu-img info {disk}   lists them, qemu-img bitmap --remove {disk} NAME   removes one",
         )
     if overlays := overlays_on(disk):
         names = ", ".join(path.name for path in overlays[:3])
@@ -115,30 +127,33 @@ def check_replaceable(disk: Path, verb: str) -> None:
         )
 
 
-def room_for(disk: Path, manifest: Manifest) -> int:
+def room_for(disk: Path, manifest: Manifest, deadline: Deadline) -> int:
     """Return the bytes that a new disk in the place of one may take, what an update brings aside."""
     bases = check_chain(disk).bases if manifest.flatten == "always" else ()
-    return sum(path.stat().st_size for path in (disk, *bases))
+    return sum(max(path.stat().st_size, mapped_bytes(path, deadline)) for path in (disk, *bases))
 
 
-def _standing(disk: Path) -> list[Identity]:
-    """Return the identities of a disk and of what it stands on."""
-    return [Identity.of(path) for path in (disk, *check_chain(disk).bases)]
+def _standing(disk: Path) -> list[tuple[int, Identity]]:
+    """Return inodes and identities of a disk and of the files below it."""
+    return [(path.stat().st_ino, Identity.of(path)) for path in (disk, *check_chain(disk).bases)]
 
 
-def _write_new(overlay: Path, new: Path, disk: Path, manifest: Manifest, workshop: Workshop) -> None:
+def _write_new(target: Disk, new: Path, manifest: Manifest, workshop: Workshop) -> None:
     """Write what an overlay shows as the new disk, checked, by the policy ``flatten`` of the manifest.
 
+    It is made of the very files that the helper was given.
     'auto': a disk that stood on a base still does, on the same one, and no deeper; any other stands alone.
     'always': it stands alone.
     """
-    chain = check_chain(disk)
-    image.check(overlay, workshop.deadline)
-    if manifest.flatten == "always" or not chain.bases:
-        image.flatten(overlay, new, workshop.deadline)
-        image.check(new, workshop.deadline)
-        return
-    image.merge(overlay, disk, new, chain.bases[0], workshop.deadline)
-    image.check(new, workshop.deadline)
-    # As the disk said it, from where the disk lies.
-    image.rename_base(new, chain.header.backing or "", workshop.deadline)
+    overlay, deadline = target.path, workshop.deadline
+    disk, *bases = [layer.path for layer in layers(target.backing)]
+    image.check(overlay, "what the helper wrote", deadline)
+    if manifest.flatten == "always" or not bases:
+        image.flatten(overlay, [disk, *bases], new, deadline)
+        below: list[Path] = []
+    else:
+        image.merge(overlay, disk, bases, new, deadline)
+        below = bases
+    image.check(new, "the new disk", deadline)
+    if workshop.options.paranoid or image.taken(new) <= _COMPARED_BYTES:
+        image.compare(overlay, [disk, *bases], new, below, deadline)

@@ -27,7 +27,7 @@ def rollback(workshop: Workshop, disk: Path) -> Outcome:
     with workshop.work(disk, "rollback") as work, workshop.folder(work) as folder:
         manifest = known_disk(disk)
         former = _former(manifest, disk)
-        check_room(disk.parent, room_for(disk, manifest), "the changed disk")
+        check_room(disk.parent, room_for(disk, manifest, workshop.deadline), "the changed disk")
         bootstrap = bootstrap_for(workshop, manifest, None, steps.ROLLBACK_STEPS)
         data = steps.partition_data(manifest.partitions)
 

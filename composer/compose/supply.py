@@ -141,7 +141,8 @@ def opened_supply(
             )
         yield Supply(choice, source, made, None, Moved(made.objects, made.bytes))
         return
-    with shared_folder(place, repo, wanted, workshop.deadline, source.known) as folder:
+    # By its real path: virtiofsd, in a namespace of its own, sees no /proc of ours.
+    with shared_folder(place.resolve(), repo, wanted, workshop.deadline, source.known) as folder:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         count = sum(1 for file in (folder / "objects").rglob("*") if file.is_file())
         share = Share(folder, _TAG, choice.transport)

@@ -102,7 +102,8 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
             workshop.check_free(disk)
             repo = workshop.fetch(source, manifest.ref, commit)
             newer = overrides.allow_downgrade or _is_newer(source, commit, manifest.commit)
-            check_room(disk.parent, room_for(disk, manifest), "the updated disk")
+            workshop.remember(source, manifest.ref, commit, allow_downgrade=overrides.allow_downgrade)
+            check_room(disk.parent, room_for(disk, manifest, workshop.deadline), "the updated disk")
             # A disk that booted since may have dropped what its manifest names.
             have = {deployment.commit for deployment in manifest.deployments} if unchanged else set()
             wanted = Wanted(commit, frozenset(have), manifest.commit if unchanged and newer else None)
@@ -111,7 +112,8 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
 
 def source_for(workshop: Workshop, manifest: Manifest) -> AbstractContextManager[RepoSource]:
     """Open the repo that a manifest names, with its keys and certificates."""
-    trust = Trust(tuple(base64.b64decode(key) for key in manifest.keys.gpg), manifest.keys.ed25519)
+    keys = manifest.keys
+    trust = Trust(tuple(base64.b64decode(key) for key in keys.gpg), keys.ed25519, keys.require_binding)
     files = {name: Path(path) for name, path in manifest.tls.model_dump(exclude_none=True).items()}
     return workshop.source(manifest.repo, Path.cwd(), trust, Tls(**files))
 
@@ -215,7 +217,7 @@ def _bring(
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
         if manifest.disk == Identity.of(work.disk):  # else it is not known what it lacks
             needed = _room_needed(supply, repo, wanted, kernel.boot_bytes, workshop.deadline)
-            check_rooms(work.disk, manifest, needed)
+            check_rooms(work.disk, manifest, needed, workshop.deadline)
 
         def act(helper: Helper) -> JobResult:
             with supply.reaching(helper, workshop) as where:
@@ -242,10 +244,10 @@ def _room_needed(supply: Supply, repo: Repo, wanted: Wanted, boot: int, deadline
     return needed + boot if needed >= boot else needed
 
 
-def check_rooms(disk: Path, manifest: Manifest, needed: int) -> None:
+def check_rooms(disk: Path, manifest: Manifest, needed: int, deadline: Deadline) -> None:
     """Raise BadInput where the host, or the disk's root file system, has no room for so many bytes more."""
     # Beside the old disk there is the overlay, with what comes in, and then the new disk as well.
-    check_room(disk.parent, room_for(disk, manifest) + 2 * needed, "the updated disk")
+    check_room(disk.parent, room_for(disk, manifest, deadline) + 2 * needed, "the updated disk")
     if manifest.root is None:
         return
     room = manifest.root.free - int(manifest.root.size * _KEPT_FREE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 from composer.compose.source import RepoSource, opened_source
 from composer.deadline import Deadline
 from composer.disk.inuse import check_unused
-from composer.disk.manifest import Identity, load_manifest, settle
+from composer.disk.manifest import Identity, check_folders_of_root, load_manifest, settle
 from composer.errors import (
     FREE_ROOM,
     BadInput,
@@ -21,6 +23,7 @@ from composer.errors import (
     DeadlineExpired,
     GuestStepFailed,
     NoSpace,
+    NotTrusted,
     ShellFailed,
     TemplateUnusable,
     told_by_system,
@@ -36,13 +39,16 @@ from composer.helper.pool import Pool, Wake
 from composer.helper.template import Template, find_template, inputs_of, make_template
 from composer.helper.template import cache_of as templates_of
 from composer.recipe.values import show_size
-from composer.repo.local import Repo
+from composer.repo.local import COMMIT, Repo
 from composer.repo.signatures import Trust
 from composer.repo.upstream import Tls
 from composer.store.folders import Folders, check_utf8, is_full
 from composer.store.runs import Run, Runs
+from composer.store.seen import Seen, SeenCommit
 from composer.store.work import Work, working_on
 
+# Whom root's QEMU becomes before a guest runs; scripts/setup makes it.
+ACCOUNT = "composer-helper"
 _NOT_CLONABLE = (
     "the helper's kernel has no driver for VM generation IDs (CONFIG_VMGENID), "
     "so clones of it would draw the same randomness"
@@ -61,6 +67,9 @@ class Options:
     cold: bool = False
     transport: str = "auto"
     wait: bool = False
+    paranoid: bool = False
+    as_root: bool = False
+    trust_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,42 @@ class Workshop:
         with self.reporter.phase("fetch", "verifying the commit"):
             return source.fetch(ref, commit)
 
+    def account(self) -> str | None:
+        """Return whom root's QEMU is to become before a guest runs; None for other users and by --as-root.
+
+        Raises BadInput if root has no such account and did not say so.
+        """
+        if os.geteuid() != 0 or self.options.as_root or self.options.connect != hypervisor.EMBEDDED:
+            return None
+        try:
+            pwd.getpwnam(ACCOUNT)
+        except KeyError:
+            raise BadInput(
+                f"root's helpers run as the account {ACCOUNT}, and there is none",
+                hint=f"useradd --system --no-create-home --shell /usr/sbin/nologin {ACCOUNT}   makes it; "
+                "--as-root   runs them as root",
+            ) from None
+        return ACCOUNT
+
+    def remember(self, source: RepoSource, ref: str, commit: str, *, allow_downgrade: bool) -> None:
+        """Note a fetched commit as the newest of its ref; NotTrusted if a newer one is noted already.
+
+        A commit that is named by its checksum is older or newer than nothing.
+        """
+        made = source.timestamp(commit)
+        if COMMIT.match(ref) or made is None:
+            return
+        seen = Seen(self.folders.state / "seen")
+        newest = seen.newest(source.named, ref)
+        if newest is not None and newest.timestamp > made and not allow_downgrade:
+            days = (newest.timestamp - made) / 86400
+            raise NotTrusted(
+                f"{ref} names commit {commit[:12]}, which is older than {newest.commit[:12]}, "
+                f"which it named before, by {days:.1f} days",
+                hint="--allow-downgrade   if that is meant",
+            )
+        seen.note(source.named, ref, SeenCommit(commit, made), allow_downgrade=allow_downgrade)
+
     def bootstrap(self, repo: Repo, commit: str, steps: tuple[str, ...]) -> BootstrapImage:
         """Return the bootstrap image of a commit, made now if need be, with all that the steps need."""
         began = time.monotonic()
@@ -114,6 +159,10 @@ class Workshop:
     def work(self, disk: Path, verb: str) -> Iterator[Work]:
         """Hold the lock of a disk for the block; Busy, at once unless --wait was given, where it is taken."""
         check_utf8(disk)
+        # What root lacks, or may not do, is told before anything is made.
+        self.account()
+        if os.geteuid() == 0 and not self.options.trust_folder:
+            check_folders_of_root(disk.parent)
         wait = self.deadline if self.options.wait else None
         # Once for the lock itself, and once for what holds of the disk when we have it.
         with told_of(disk), working_on(disk, self.folders, verb, wait) as work, told_of(disk):
@@ -139,7 +188,7 @@ class Workshop:
         Busy where a VM has the disk open.
         """
         self.check_free(work.disk, readers=replaces)
-        with work.folder() as folder, full_disk_told(folder):
+        with work.folder() as folder, full_disk_told(work.disk.parent):
             yield folder
 
     @contextmanager
@@ -157,14 +206,21 @@ class Workshop:
             with full_disk_told(self.folders.runs, self.folders.cache):
                 host = stack.enter_context(
                     hypervisor.connected(
-                        self.options.connect, self.folders.runs, self.folders.cache / "libvirt"
+                        self.options.connect,
+                        self.folders.runs,
+                        self.folders.cache / "libvirt",
+                        self.account(),
                     )
                 )
                 abilities, verdict = probe.choose(
                     host, image, self.folders.cache, run.path, self.options.accelerator
                 )
             if abilities.kind != "kvm" and self.options.accelerator == "auto":
-                self.reporter.warn("accelerator", f"no KVM, using TCG (slow): {verdict.reason}")
+                self.reporter.warn(
+                    "accelerator",
+                    "no KVM, using TCG, which is slow and isolates a hostile guest less well "
+                    f"(docs/safety.md): {verdict.reason}",
+                )
             yield Bench(run, host, image, abilities)
 
     @contextmanager

@@ -7,6 +7,7 @@ are right without root; `vmlinuz` is its kernel; `initramfs.img` is our own.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from composer import process
 from composer.deadline import Deadline
 from composer.errors import BadInput
-from composer.helper.initramfs import NEEDED, WELCOME, ModuleIndex, build_initramfs
+from composer.helper.initramfs import LARGEST_MODULE, NEEDED, WELCOME, ModuleIndex, build_initramfs
 from composer.repo.commit import Tree
 from composer.repo.local import Repo
 from composer.resources import bootstrap_file
@@ -25,6 +26,10 @@ KIND = "bootstrap"
 _FORMAT = 3
 # Modules that some jobs need and that are loaded then, from the tree.
 _OPTIONAL = ("9pnet_virtio", "virtiofs")
+# What sqfstar may keep in memory; by default it is a quarter of the host's.
+_PACKING_MEMORY = "1G"
+# Each takes a few threads, and each thread a stack.
+_PACKING_PROCESSORS = 16
 _ROOT, _VMLINUZ, _INITRAMFS = "root.squashfs", "vmlinuz", "initramfs.img"
 
 
@@ -134,7 +139,7 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
         return repo.read(tree.commit, path, deadline)
 
     def unzstd(content: bytes) -> bytes:
-        return process.run(["zstd", "-dc"], stdin=content, deadline=deadline).stdout
+        return process.run(["zstd", "-dc"], stdin=content, deadline=deadline, largest=LARGEST_MODULE).stdout
 
     index = ModuleIndex.parse(
         read(f"{modules}/modules.dep").decode("utf-8", "replace"),
@@ -152,11 +157,10 @@ def _make(folder: Path, repo: Repo, tree: Tree, deadline: Deadline) -> dict[str,
     )
     (folder / _INITRAMFS).write_bytes(initramfs)
     (folder / _VMLINUZ).write_bytes(read(kernel.vmlinuz))
-    process.pipeline(
-        repo.export_argv(tree.commit),
-        ["sqfstar", "-quiet", "-no-progress", "-comp", "lz4", "-no-xattrs", str(folder / _ROOT)],
-        deadline=deadline,
-    )
+    processors = str(min(os.cpu_count() or 1, _PACKING_PROCESSORS))
+    pack = ["sqfstar", "-quiet", "-no-progress", "-comp", "lz4", "-no-xattrs", "-mem", _PACKING_MEMORY]
+    pack += ["-processors", processors]
+    process.pipeline(repo.export_argv(tree.commit), [*pack, str(folder / _ROOT)], deadline=deadline)
     return {
         "commit": tree.commit,
         "kernel": kernel.version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,13 @@ class Backing:
     path: Path
     format: str
     below: Backing | None = None
+
+
+def layers(backing: Backing | None) -> Iterator[Backing]:
+    """Yield the files below an overlay, nearest first."""
+    while backing is not None:
+        yield backing
+        backing = backing.below
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Domain:
     """A whole VM; ``memory`` is in bytes.
 
     ``generation`` is what tells a guest's kernel that it is a copy and must draw fresh randomness
-    (ACPI's VM generation ID): another UUID for each VM.
+    (ACPI's VM generation ID): another UUID for each VM.  ``account`` is whom root's QEMU becomes before the
+    guest runs.
     """
 
     name: str
@@ -113,6 +122,7 @@ class Domain:
     screen: bool = False
     generation: str | None = None
     ram: Ram | None = None
+    account: str | None = None
 
     def socket(self, port: str) -> Path:
         """Return the socket of one of its channels."""

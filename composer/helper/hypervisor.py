@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from composer.deadline import Deadline
 from composer.errors import BadInput, ComposerError, DeadlineExpired, HelperDied, NoSpace
+from composer.helper import handed
 from composer.helper.domain import Disk, Domain, disk_xml, domain_xml
 from composer.helper.machine import Abilities, console_tail
 from composer.process import has_ended
@@ -42,6 +44,8 @@ _FIRST_LOOK_SECONDS = 180.0
 _LARGEST_LOG = 2**26
 _MIGRATION_POLL_SECONDS = 0.005
 _STATE_NAME = "composer-state"
+# libvirt's name for the character device of the first serial port.
+_CONSOLE = "charserial0"
 
 
 @functools.cache
@@ -58,12 +62,15 @@ def _start_event_loop() -> None:
 
 
 @functools.cache
-def _embedded_root(runs: Path, remembered: Path) -> Path:
+def _embedded_root(runs: Path, remembered: Path, account: str | None) -> Path:
     """Return the root of this process's embedded driver: libvirt lets a process have one, for good."""
     root = opened_driver(runs)
     settings = ['stdio_handler = "file"', f'capability_filters = ["{_SLOW_CAPABILITY}"]']
+    # QEMU without its sandbox would not be started (qemu(1), -sandbox): no exec, no new privileges.  One that
+    # becomes another account has a sandbox of its own (domain.xml.j2).
+    settings.append(f"seccomp_sandbox = {0 if account else 1}")
     if os.getuid() == 0:
-        # Root's QEMU keeps root's rights to the files it is given, and nothing of them is changed.
+        # QEMU has root's rights to the files that it opens at its start, and nothing of them is changed.
         settings += ['user = "root"', 'group = "root"', "remember_owner = 0", "cgroup_controllers = []"]
         settings += ["dynamic_ownership = 0", 'security_driver = "none"', "namespaces = []"]
     # What QEMU can do takes libvirt seconds to ask; it keeps the answers here, by QEMU's build.
@@ -102,12 +109,16 @@ def _bounded(call: Callable[[], _T], doing: str, seconds: float = _CALL_SECONDS)
 
 
 class Host:
-    """A connection to libvirt; ``pids`` is where an embedded driver writes QEMU's pid files."""
+    """A connection to libvirt; ``pids`` is where an embedded driver writes QEMU's pid files.
 
-    def __init__(self, connection: Any, uri: str, pids: Path | None) -> None:
+    ``account`` is whom QEMU becomes before a guest runs, if it is started as root.
+    """
+
+    def __init__(self, connection: Any, uri: str, pids: Path | None, account: str | None = None) -> None:
         self._connection = connection
         self.uri = uri
         self._pids = pids
+        self._account = account
 
     def version(self) -> str:
         """Return the version of QEMU, such as '7.2.22'."""
@@ -141,6 +152,7 @@ class Host:
     @contextmanager
     def start(self, domain: Domain) -> Iterator[LibvirtMachine]:
         """Run a VM for the block; it has ended on return, unless `LibvirtMachine.keep` was called."""
+        domain = replace(domain, account=self._account)
         domain.console.touch(mode=0o600)
         # A clone has nothing to run before its state is loaded.
         waits = domain.ram is not None and domain.ram.clone
@@ -184,7 +196,11 @@ class LibvirtMachine:
         return self._described.console
 
     def keep(self) -> None:
-        """Leave it running when its block ends."""
+        """Leave it running when its block ends; from now on its console is not logged.
+
+        While a composer has it, the size of the log is watched; afterwards nobody would.
+        """
+        self._monitor("chardev-change", {"id": _CONSOLE, "backend": {"type": "null", "data": {}}})
         self.kept = True
 
     def running(self) -> bool:
@@ -237,6 +253,9 @@ class LibvirtMachine:
 
     def attach(self, disk: Disk) -> None:
         """Give it a disk while it runs."""
+        if self._described.account is not None:
+            handed.attach(self._monitor, disk)
+            return
         xml = str(disk_xml(disk))
         self._do(
             lambda: self._domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
@@ -245,6 +264,9 @@ class LibvirtMachine:
 
     def detach(self, disk: Disk, deadline: Deadline) -> None:
         """Take a disk away; on return no process has its file open."""
+        if self._described.account is not None:
+            handed.detach(self._monitor, disk, deadline)
+            return
         xml = str(disk_xml(disk))
         self._do(
             lambda: self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
@@ -307,10 +329,8 @@ class LibvirtMachine:
             deadline.check(f"QEMU to {command} a state")
             time.sleep(_MIGRATION_POLL_SECONDS)
 
-    def _monitor(
-        self, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()
-    ) -> dict[str, Any]:
-        """Give QEMU's monitor a command that libvirt has no call for."""
+    def _monitor(self, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
+        """Give QEMU's monitor a command that libvirt has no call for; return what it returns."""
         text = json.dumps({"execute": command, "arguments": arguments})
         answer = self._do(
             lambda: (
@@ -323,8 +343,7 @@ class LibvirtMachine:
         said = json.loads(answer[0] if isinstance(answer, tuple) else answer)
         if "error" in said:
             raise ComposerError(f"QEMU refuses to {command}: {said['error'].get('desc')}")
-        returned = said.get("return")
-        return returned if isinstance(returned, dict) else {}
+        return said.get("return")
 
     def _do(self, call: Callable[[], _T], doing: str) -> _T:
         try:
@@ -390,15 +409,16 @@ class LibvirtMachine:
 
 
 @contextmanager
-def connected(uri: str, runs: Path, remembered: Path) -> Iterator[Host]:
+def connected(uri: str, runs: Path, remembered: Path, account: str | None = None) -> Iterator[Host]:
     """Connect to libvirt for the block; ``uri`` EMBEDDED runs the driver in this process.
 
-    Its state goes into a folder below ``runs``, which goes with the process; what it finds out about QEMU
-    is kept in ``remembered`` for the next time.  Raises BadInput where libvirt does not answer.
+    As root, its QEMU becomes ``account`` before a guest runs, if one is given.  Its state goes into a folder
+    below ``runs``, which goes with the process; what it finds out about QEMU is kept in ``remembered`` for
+    the next time.  Raises BadInput where libvirt does not answer.
     """
     if uri == EMBEDDED:
-        root = _embedded_root(runs, remembered)
-        yield Host(_embedded(root), f"qemu:///embed?root={root}", root / "run" / "qemu")
+        root = _embedded_root(runs, remembered, account)
+        yield Host(_embedded(root), f"qemu:///embed?root={root}", root / "run" / "qemu", account)
         return
     connection = _opened(uri, f"virsh -c {uri} version   tells whether it answers")
     try:

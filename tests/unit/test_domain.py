@@ -33,12 +33,12 @@ GENERATION = "c6d65a44-0000-4000-8000-000000000001"
 HOSTILE = "/tmp/a'b\"c&d<e>]]><!--%20{{ x }}é"
 
 
-def helper(abilities: Abilities, ram: Ram | None = None) -> str:
+def helper(abilities: Abilities, ram: Ram | None = None, account: str | None = None) -> str:
     image = BootstrapImage(Entry(Path("/cache/bootstrap/42"), "42", {}), fresh=False)
     shape = HelperShape(2**30, 2)
     domain = helper_domain(image, abilities, shape, Run(Path("/run/c1234")))
     assert uuid.UUID(domain.generation), "each VM has one of its own"
-    text = domain_xml(replace(domain, generation=GENERATION, ram=ram))
+    text = domain_xml(replace(domain, generation=GENERATION, ram=ram, account=account))
     return text.replace(domain.name.removeprefix("c1234-"), "TAG")
 
 
@@ -98,6 +98,10 @@ def test_template_and_clone(golden: Golden) -> None:
     ram = Path("/cache/template/a,b'/ram")
     golden("template.xml", helper(TCG, Ram(ram, clone=False)))
     golden("clone.xml", helper(TCG, Ram(ram, clone=True)))
+
+
+def test_root_gives_its_qemu_an_account(golden: Golden) -> None:
+    golden("clone-as-account.xml", helper(TCG, Ram(Path("/cache/ram"), clone=True), "composer-helper"))
 
 
 def test_helper_under_kvm(golden: Golden) -> None:

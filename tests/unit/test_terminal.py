@@ -113,6 +113,7 @@ def test_an_error_keeps_its_lines_and_a_cell_has_but_one(capsys: pytest.CaptureF
     show.say("one\ntwo")
     show.table("", ("a",), [("three\nfour",)])
     assert capsys.readouterr().out.splitlines()[:2] == ["one", "two"]
+    assert show.plain("a\tb\N{NO-BREAK SPACE}c") == "a       b c"
     assert show.plain("three\nfour", lines=False) == "three\N{REPLACEMENT CHARACTER}four"
 
 

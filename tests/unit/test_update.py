@@ -18,6 +18,7 @@ from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, check_rooms, update
 from composer.compose.workshop import Bench, Options, Workshop, told_of
 from composer.deadline import Deadline
+from composer.disk import image
 from composer.disk.manifest import (
     HelperSettings,
     Identity,
@@ -362,13 +363,13 @@ def test_a_full_root_file_system_is_told_before_a_helper_starts(
     assert workshop.machine.attached == []
 
 
-def test_a_host_without_room_for_the_overlay_is_told(old_disk: Path) -> None:
+def test_a_host_without_room_for_the_overlay_is_told(old_disk: Path, deadline: Deadline) -> None:
     manifest = load_manifest(old_disk)
     assert manifest is not None
     # Half of it would fit, but for a while the change is there twice.
     needed = shutil.disk_usage(old_disk.parent).free * 2 // 3
     with pytest.raises(BadInput, match=r"free; the updated disk needs"):
-        check_rooms(old_disk, manifest.model_copy(update={"root": None}), needed)
+        check_rooms(old_disk, manifest.model_copy(update={"root": None}), needed, deadline)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
@@ -472,8 +473,42 @@ def test_a_guest_that_reports_something_else(
         update(workshop, old_disk, Overrides())
 
 
-def test_internal_snapshots_are_not_lost_silently(workshop: FakeWorkshop, old_disk: Path) -> None:
-    subprocess.run(["qemu-img", "snapshot", "-c", "mine", old_disk], check=True)
-    with pytest.raises(BadInput, match="internal snapshots"):
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (["snapshot", "-c", "mine"], "internal snapshots"),
+        (["bitmap", "--add", "-f", "qcow2"], "persistent dirty bitmaps"),
+    ],
+)
+def test_what_a_rewritten_disk_would_not_have_is_not_lost_silently(
+    workshop: FakeWorkshop, old_disk: Path, made: list[str], named: str
+) -> None:
+    more = ["mine"] if made[0] == "bitmap" else []
+    subprocess.run(["qemu-img", *made, old_disk, *more], check=True)
+    with pytest.raises(BadInput, match=named):
         update(workshop, old_disk, Overrides())
     assert workshop.machine.attached == []
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_new_disk_is_compared_with_what_it_was_made_from(
+    workshop: FakeWorkshop, old_disk: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """One that is large with --paranoid alone."""
+    if is_large:
+        monkeypatch.setattr("composer.compose.edit._COMPARED_BYTES", -1)
+    flatten = image.flatten
+
+    def wrong(overlay: Path, below: Sequence[Path], target: Path, deadline: Deadline) -> None:
+        flatten(overlay, below, target, deadline)
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", target], check=True)
+
+    paranoid = replace(workshop, options=replace(workshop.options, paranoid=True))
+    assert update(paranoid, old_disk, Overrides()).changed
+    monkeypatch.setattr(image, "flatten", wrong)
+    before = old_disk.read_bytes()
+    with pytest.raises(ComposerError, match="does not hold what was written"):
+        update(paranoid if is_large else workshop, old_disk, Overrides(compact=True))
+    assert old_disk.read_bytes() == before
+    if is_large:
+        assert update(workshop, old_disk, Overrides(compact=True)).changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from composer.compose.build import warn_of_hidden
 from composer.compose.workshop import Bench, Workshop, full_disk_told
-from composer.errors import ComposerError, NoSpace
+from composer.errors import BadInput, ComposerError, NoSpace
 from composer.events import Tape
 from composer.helper.bootstrap import BootstrapImage
 from composer.helper.lease import HelperShape
@@ -89,3 +90,27 @@ def test_a_helper_that_is_to_boot_from_cold_asks_for_no_template(
     assert workshop._template(bench, HelperShape(2**30, 1), warming=False) is None
     told = [] if cold else ["booting the helper from cold: there is no template of it yet"]
     assert [text.partition(";")[0] for text in tape.texts("warning")] == told
+
+
+@pytest.mark.parametrize(
+    ("uid", "as_root", "connect"), [(1000, False, "embed"), (0, True, "embed"), (0, False, "x")]
+)
+def test_who_needs_no_account_for_helpers(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, uid: int, as_root: bool, connect: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    options = replace(workshop.options, as_root=as_root, connect=connect)
+    assert replace(workshop, options=options).account() is None
+
+
+def test_roots_helpers_have_an_account_or_root_says_that_they_need_none(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("composer.compose.workshop.ACCOUNT", "nobody")
+    assert workshop.account() == "nobody"
+    monkeypatch.setattr("composer.compose.workshop.ACCOUNT", "no-such-account")
+    with pytest.raises(BadInput, match="run as the account no-such-account") as told:
+        workshop.account()
+    assert "useradd" in (told.value.hint or "")
+    assert "--as-root" in (told.value.hint or "")

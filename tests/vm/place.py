@@ -65,7 +65,8 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "COMPOSER_CACHE": str(self.cache), "COMPOSER_RUNS": str(self.runs)}
+        places = {"CACHE": self.cache, "RUNS": self.runs, "STATE": self.folder / "state"}
+        return os.environ | {f"COMPOSER_{name}": str(path) for name, path in places.items()}
 
     @property
     def cache(self) -> Path:

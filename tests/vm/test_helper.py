@@ -22,6 +22,7 @@ def test_helper_answers_meets_deadlines_and_dies_telling_why(place: Place, built
         with helper_of(place, built.disk) as helper:
             assert_answers_bytes_for_bytes(helper)
             assert_keeps_its_secrets(place, helper)
+            assert_is_confined(place)
             assert_ends_a_command_at_its_deadline(helper)
             # The helper itself is still good.
             assert helper.shell.run(["true"], deadline=Deadline.after(60)).code == 0
@@ -58,8 +59,20 @@ def assert_keeps_its_secrets(place: Place, helper: Helper) -> None:
     """Assert that no secret of the run is in what every process on the host can read."""
     (pid,) = place.qemu_pids()
     private = (helper.run.path / "key").read_text().splitlines()[2]
-    assert private.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    assert not any(private.encode() in word for word in words)
     assert (helper.run.path / "key").stat().st_mode & 0o077 == 0
+
+
+def assert_is_confined(place: Place) -> None:
+    """Assert that QEMU runs in its seccomp sandbox and may gain no privileges (seccomp(2), prctl(2))."""
+    (pid,) = place.qemu_pids()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["Seccomp"].strip() == "2"
+    assert status["NoNewPrivs"].strip() == "1"
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    sandbox = words[words.index("-sandbox") + 1]
+    assert {"on", "spawn=deny", "elevateprivileges=deny"} <= set(sandbox.split(","))
 
 
 def assert_ends_a_command_at_its_deadline(helper: Helper) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import threading
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from composer.compose.target import overlay_target
+from composer.compose.workshop import ACCOUNT
 from tests.faults.experiment import Length
 from tests.vm.ground import Repo
-from tests.vm.place import Place
+from tests.vm.place import Place, helper_of
 
 pytestmark = [
     pytest.mark.asroot,
@@ -26,7 +29,7 @@ def small(place: Place) -> Iterator[Path]:
     """A file system of 1 GiB."""
     folder = place.folder / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1024m", "small", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1024m,mode=0755", "small", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
     folder.rmdir()
@@ -44,6 +47,28 @@ def test_update_and_verify_as_root(place: Place, repo: Repo, fresh: Path, length
     verified = place.composer("verify", fresh)
     assert verified.code == 0, verified.stderr
     assert repo.second[:12] in verified.stdout
+
+
+def test_roots_qemu_has_no_rights_of_root_once_a_guest_runs(place: Place, fresh: Path) -> None:
+    """With the files of a disk and of what is below it, which it gets by descriptor."""
+    account = pwd.getpwnam(ACCOUNT)
+    workshop = place.workshop()
+    target = overlay_target(fresh.with_name("overlay.qcow2"), fresh, workshop.deadline)
+    with helper_of(place, fresh) as helper:
+        (pid,) = place.qemu_pids()
+        text = Path(f"/proc/{pid}/status").read_text()
+        status = {
+            name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())
+        }
+        assert status["Uid"] == [str(account.pw_uid)] * 4
+        assert status["Gid"] == [str(account.pw_gid)] * 4
+        assert int(status["CapEff"][0], 16) == 0
+        assert status["Seccomp"] == ["2"]
+        helper.machine.attach(target)
+        read = helper.shell.run(["blkid", "-o", "value", "-s", "TYPE"], deadline=workshop.deadline)
+        assert b"ext4" in read.stdout
+        helper.machine.detach(target, workshop.deadline)
+        assert not any("qcow2" in str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_full_host_disk_ends_in_a_clear_error(place: Place, repo: Repo, recipe: Path, small: Path) -> None:
