@@ -171,7 +171,9 @@ def main() -> None:
 def _chosen(given: argparse.Namespace) -> list[Part]:
     """Return the parts that were asked for, and those that they need."""
     if given.part:
-        wanted = {*given.part, *("build", "trees")}
+        wanted = set(given.part)
+        for part in reversed(PARTS):  # each stands behind those that it needs
+            wanted |= set(part.after) if part.name in wanted else set()
         return [part for part in PARTS if part.name in wanted]
     return [part for part in PARTS if part.is_vm or part.name == "trees" or not given.vm]
 

@@ -10,6 +10,7 @@ import string
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from composer.compose import steps
-from composer.disk import qcow2
+from composer.disk import image, qcow2
 from composer.disk.qcow2 import check_chain
 from composer.errors import BadInput
 from composer.plan import Account, ProductFile
@@ -35,7 +36,9 @@ _NAMES = (
     b"/etc/passwd", b"../../../etc/passwd", b"json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}",
     b"nbd://127.0.0.1:10809", b"nbd:unix:/run/x", b"http://127.0.0.1/x", b"ssh://root@host/disk", b"fat:/etc",
     b"\0/etc/passwd", b"base\xff.qcow2", b"secret.qcow2", b"", b"/dev/zero", b"/proc/self/mem", b"fifo", b".",
-    b"disk.qcow2", b"link.qcow2", b"a" * 1023, b"a" * 1024,
+    b"disk.qcow2", b"link.qcow2", b"a" * 1023, b"a" * 1024, b"base.qcow2", b"base.qcow2", b"./base.qcow2",
+    b"../trap/base.qcow2", b"inner/base.qcow2", b"inner/../base.qcow2", b"via/base.qcow2", b"/base.qcow2",
+    b"inner/out/base.qcow2", b"outer.qcow2", b"../elsewhere/base.qcow2",
 )  # fmt: skip
 
 
@@ -114,9 +117,20 @@ def header(chance: random.Random) -> bytes:
     return whole + bytes(chance.choice((0, 1, 512, 65536)))
 
 
+def _empty() -> bytes:
+    """Return an empty qcow2 image as QEMU makes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "empty.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
+        return path.read_bytes()
+
+
 @dataclass(frozen=True)
 class Trap:
-    """A folder with a disk whose header is hostile, and things that it may name; another has a secret."""
+    """A folder with a disk whose header is hostile, and things that it may name; another has a secret.
+
+    A third has a link to the disk, and files of the names that the disk may give to its base.
+    """
 
     folder: Path
     watch: Watch
@@ -125,7 +139,13 @@ class Trap:
     def disk(self) -> Path:
         return self.folder / "disk.qcow2"
 
-    def examine(self, raw: bytes) -> bool:
+    @property
+    def ways(self) -> tuple[Path, ...]:
+        """The paths that lead to the disk: its own, one through a linked folder, and a link to it."""
+        elsewhere = self.folder.with_name("elsewhere")
+        return self.disk, elsewhere / "folder" / "disk.qcow2", elsewhere / "disk.qcow2"
+
+    def examine(self, raw: bytes, way: Path | None = None) -> bool:
         """Have the gate look at a header, and return whether it lets it pass.
 
         It may open files of the folder, in their turn, and no others; and what passes must be harmless.
@@ -134,7 +154,7 @@ class Trap:
         accepted = False
         began = time.monotonic()
         with self.watch.watching(), suppress(BadInput):
-            check_chain(self.disk)
+            check_chain(way or self.disk)
             accepted = True
         assert time.monotonic() - began < _SECONDS, raw.hex()
         foreign = [path for path in self.watch.opened if Path(path).resolve().parent != self.folder]
@@ -143,11 +163,11 @@ class Trap:
         assert not accepted or is_harmless(raw), raw.hex()
         return accepted
 
-    def opened_by_qemu(self) -> set[str]:
-        """Return the files that qemu-img opens when it is given the disk, as the kernel sees it."""
+    def opened_by_qemu(self, way: Path) -> set[str]:
+        """Return the files that qemu-img opens when it is given the disk as we do, as the kernel sees it."""
         log = self.folder.with_name("trap.strace")
         argv = [*_UNLIMITED, "strace", "-f", "-qq", "-o", str(log), "-e", "trace=open,openat,connect"]
-        argv += ["qemu-img", "info", "--backing-chain", "-f", "qcow2", str(self.disk)]
+        argv += ["qemu-img", "map", "-f", "qcow2", image.node(way, check_chain(way).bases)]
         subprocess.run(argv, capture_output=True, check=False, timeout=60)
         told = log.read_text(errors="replace")
         assert "connect(" not in told, told
@@ -188,8 +208,19 @@ def _trap(ground: Ground) -> Iterator[Trap]:
     folder.mkdir(exist_ok=True)
     outside = ground.place.folder / "secret.qcow2"
     outside.write_bytes(header(random.Random(0)))
-    with suppress(FileExistsError):
-        (folder / "link.qcow2").symlink_to(outside)
+    elsewhere = ground.place.folder / "elsewhere"
+    (folder / "inner").mkdir(exist_ok=True)
+    elsewhere.mkdir(exist_ok=True)
+    for place in (folder, folder / "inner", elsewhere):
+        (place / "base.qcow2").write_bytes(_empty())
+    links: dict[Path, Path | str] = {
+        folder / "link.qcow2": outside, folder / "via": ".", folder / "inner/out": elsewhere,
+        folder / "outer.qcow2": "../elsewhere/base.qcow2", elsewhere / "folder": folder,
+        elsewhere / "disk.qcow2": folder / "disk.qcow2",
+    }  # fmt: skip
+    for link, target in links.items():
+        with suppress(FileExistsError):
+            link.symlink_to(target)
     # Memory is limited for the block: a header must not make us ask for a table of its size.
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -204,16 +235,16 @@ def _trap(ground: Ground) -> Iterator[Trap]:
 def headers(ground: Ground) -> Iterator[Trial]:
     """Headers with wild fields and names; what passes is given to QEMU, under the eyes of strace."""
     with _trap(ground) as trap:
-        argv = [*_UNLIMITED, "qemu-img", "create", "-q", "-f", "qcow2", str(trap.disk), "1M"]
-        subprocess.run(argv, check=True)
-        usual = trap.opened_by_qemu()
+        trap.disk.write_bytes(_empty())
+        usual = trap.opened_by_qemu(trap.disk)
         assert str(trap.disk) in usual
 
         def trial(chance: random.Random) -> None:
-            raw = header(chance)
-            if trap.examine(raw):
-                foreign = {path for path in trap.opened_by_qemu() - usual
-                           if Path(path).resolve().parent != trap.folder}  # fmt: skip
+            raw, way = header(chance), chance.choice(trap.ways)
+            if trap.examine(raw, way):
+                checked = {path.resolve() for path in (way, *check_chain(way).bases)}
+                foreign = {path for path in trap.opened_by_qemu(way) - usual
+                           if Path(path).resolve() not in checked}  # fmt: skip
                 assert foreign == set(), (foreign, raw.hex())
 
         yield trial
@@ -490,7 +521,7 @@ def _assert_exact(loaded: LoadedRecipe, nasty: dict[tuple[str, str], str], defin
 
 
 EXPERIMENTS = (
-    Experiment("hostile-header", 50, 200, 1000, headers),
+    Experiment("hostile-header", 100, 200, 10_000, headers),
     Experiment("header-fuzz", 2, 10, 1000, fuzz),
-    Experiment("hostile-recipe", 50, 300, 10_000, recipes),
+    Experiment("hostile-recipe", 100, 300, 10_000, recipes),
 )

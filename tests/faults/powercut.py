@@ -31,7 +31,8 @@ _CALLS = (
 )
 _WRITES = {"write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "ftruncate",
            "fallocate"}  # fmt: skip
-_LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+)")
+# Behind a descriptor that is returned, -y has the path of its file, whatever path it was opened by.
+_LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+)(?:<([^>]*)>)?")
 _PATHS = re.compile(r'(?:(?:\d+|AT_FDCWD)<([^>]*)>, )?"([^"]*)"')
 _PATH_OF_FD = re.compile(r"^(?:\d+|AT_FDCWD)<([^>]*)>")
 
@@ -57,11 +58,11 @@ def read_trace(path: Path, folder: Path) -> list[Op]:
         if resumed := re.match(r"^ *<\.\.\. \w+ resumed>(.*)$", rest):
             line = f"{pid} {pending.pop(pid, '')}{resumed[1]}"
         if (found := _LINE.match(line)) and int(found[4]) >= 0:
-            ops += _ops_of(found[2], found[3], folder)
+            ops += _ops_of(found[2], found[3], found[5] or "", folder)
     return ops
 
 
-def _ops_of(call: str, arguments: str, folder: Path) -> Iterator[Op]:
+def _ops_of(call: str, arguments: str, returned: str, folder: Path) -> Iterator[Op]:
     base = str(folder)
     quoted = [str(Path(place) / name) for place, name in _PATHS.findall(arguments)]
     opened = _PATH_OF_FD.match(arguments)
@@ -70,10 +71,10 @@ def _ops_of(call: str, arguments: str, folder: Path) -> Iterator[Op]:
     def inside(path: str) -> bool:
         return path == base or path.startswith(f"{base}/")
 
-    if call in ("openat", "creat") and quoted and "O_CREAT" in arguments and inside(quoted[0]):
-        yield Op("create", quoted[0])
+    if call in ("openat", "creat") and "O_CREAT" in arguments and inside(returned):
+        yield Op("create", returned)
         if "O_TRUNC" in arguments:
-            yield Op("write", quoted[0])
+            yield Op("write", returned)
     elif call in _WRITES and inside(target):
         yield Op("write", target)
     elif call in ("fsync", "fdatasync") and inside(target):
@@ -239,9 +240,10 @@ def cuts(ground: Ground) -> Iterator[Trial]:
         copies.mkdir()
         recording = _record(disk, copies)
         kinds = {op.kind for op in recording.ops}
-        assert kinds >= {"create", "write", "sync", "syncdir", "rename"}, (
-            "the trace must have seen the switch"
-        )
+        assert kinds >= {"create", "write", "sync", "syncdir", "rename"}
+        (switch,) = [op for op in recording.ops if op.kind == "rename" and op.to == str(disk.disk)]
+        made = [op.kind for op in recording.ops if op.path == switch.path]
+        assert {"create", "write", "sync"} <= set(made), "the trace must have seen how the new disk was made"
         # The files that the states are made of are sound, both of them, and so is what is made of them.
         assert_sound(disk, boots=ground.boots)
         tried: set[str] = set()

@@ -16,16 +16,18 @@ from pathlib import Path
 from tests.faults.experiment import Experiment
 from tests.faults.guests import EXPERIMENTS as GUESTS
 from tests.faults.hostile import EXPERIMENTS as HOSTILE
+from tests.faults.images import EXPERIMENTS as IMAGES
 from tests.faults.kills import EXPERIMENTS as KILLS
 from tests.faults.powercut import EXPERIMENTS as POWERCUT
 from tests.faults.products import EXPERIMENTS as PRODUCTS
+from tests.faults.reading import EXPERIMENTS as READING
 from tests.faults.repos import EXPERIMENTS as REPOS
 from tests.faults.room import EXPERIMENTS as ROOM
 from tests.faults.templates import EXPERIMENTS as TEMPLATES
 from tests.vm.ground import opened_ground
 
 # The longest first, for those who run them two at a time.
-_ALL = (*KILLS, *GUESTS, *PRODUCTS, *TEMPLATES, *REPOS, *POWERCUT, *ROOM, *HOSTILE)
+_ALL = (*KILLS, *GUESTS, *PRODUCTS, *TEMPLATES, *REPOS, *POWERCUT, *ROOM, *IMAGES, *HOSTILE, *READING)
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 _TELL_EVERY_SECONDS = 60.0
 
