@@ -238,10 +238,11 @@ def _parse(path: Path, raw: bytes) -> Header:
         faults.append("its size is absurd")
     elif 9 <= cluster_bits <= 21 and ref_clusters << cluster_bits > _LARGEST_REFTABLE:
         faults.append("its reference count table is absurdly large")
+    # QEMU reads extensions up to the name: one that lies before them would hide what they say.
     if backing_offset and not (
-        backing_length <= _LONGEST_NAME and backing_offset + backing_length <= len(raw)
+        0 < backing_length <= _LONGEST_NAME and header_length <= backing_offset <= len(raw) - backing_length
     ):
-        faults.append("its backing file name lies outside the header")
+        faults.append("its backing file name lies where none can")
     if not _HEADER.size <= header_length <= len(raw):
         faults.append("its header length is impossible")
     if faults:

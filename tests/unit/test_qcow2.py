@@ -174,8 +174,10 @@ CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     "huge clusters": ({"cluster_bits": 2**32 - 1}, "clusters"),
     "long header": ({"length": 2**32 - 1}, "header length"),
     "short header": ({"length": 8}, "header length"),
-    "long backing name": ({"backing_offset": 0x200, "backing_length": 1024}, "outside the header"),
-    "far backing name": ({"backing_offset": 2**63, "backing_length": 8}, "outside the header"),
+    "long backing name": ({"backing_offset": 0x200, "backing_length": 1024}, "where none can"),
+    "far backing name": ({"backing_offset": 2**63, "backing_length": 8}, "where none can"),
+    "backing name of no bytes": ({"backing_offset": 0x200, "backing_length": 0}, "where none can"),
+    "backing name before the extensions": ({"backing_offset": 3, "backing_length": 4}, "where none can"),
     "LUKS": ({"crypt": 2}, "encrypted"),
     "no magic": ({"magic": b"QFI\xfa"}, "no qcow2"),
 }
