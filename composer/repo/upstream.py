@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -28,9 +29,16 @@ _RETRIES = 5
 # Who is wrong about the address is to hear so in seconds.
 _CONNECT_RETRIES = 3
 _RESUMES = 5
+_BACKOFF_SECONDS = 0.15
 _CHUNK = 2**18
 _LARGEST_TEXT = 2**20
 _CONNECTIONS = 16
+# A mirror that answers so is busy now and will serve in a moment.
+_BUSY = (429, 500, 502, 503, 504)
+_MOVED = (301, 302, 303, 307, 308)
+_MOVES = 10
+# The most that is read of a body that nobody wants, to keep its connection.
+_SHORT = 2**16
 # What reading from a connection raises: requests' own, urllib3's where nothing of requests is in between.
 _BROKEN = (requests.RequestException, HTTPError, OSError)
 
@@ -64,8 +72,15 @@ class _Patient(Retry):
         """Wait before the next one; DeadlineExpired if there is no time for it."""
         pause = self.get_backoff_time()
         if pause >= self._deadline.left():
-            raise DeadlineExpired("gave up waiting for a server that answers with errors")
+            raise DeadlineExpired("gave up waiting for a server that cannot be reached")
         time.sleep(pause)
+
+
+class _Session(requests.Session):
+    """Follows no redirect: requests would read the whole body of each, however long, without a deadline."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return no address, which means that an answer is no redirect."""
 
 
 class Upstream:
@@ -84,15 +99,13 @@ class Upstream:
             )
         self.url = url.rstrip("/")
         self._deadline = deadline
-        self._session = requests.Session()
-        # 5xx and 429: a mirror that is busy now will serve in a moment.
+        self._session = _Session()
         retry = _Patient(
             deadline=deadline,
             total=_RETRIES,
             connect=_CONNECT_RETRIES,
             backoff_factor=0.3,
-            status_forcelist=(429, 500, 502, 503, 504),
-            raise_on_status=False,
+            status=0,  # `_get` asks again: urllib3 would read the body first, however long
             respect_retry_after_header=False,  # it may ask for hours, which know of no deadline
         )
         adapter = HTTPAdapter(max_retries=retry, pool_maxsize=_CONNECTIONS)
@@ -183,19 +196,49 @@ class Upstream:
 
     def _pieces(self, answer: requests.Response, path: str) -> Iterator[bytes]:
         """Yield what comes as it comes: who says a byte now and then would never fill a larger piece."""
-        while piece := answer.raw.read1(_CHUNK, decode_content=False):
+        while piece := _read(answer):
             yield piece
             self._deadline.check(f"{self.url}/{path}")
 
     def _get(self, path: str, more: Mapping[str, str] | None = None) -> requests.Response:
         # identity: offsets are those of the file, and what is packed may unpack to nothing for ever.
         headers = {"Accept-Encoding": "identity", **(more or {})}
+        url = f"{self.url}/{path}"
+        refusals = moves = 0
+        while True:
+            answer = self._ask(url, headers)
+            if answer.status_code in _BUSY and refusals < _RETRIES:
+                self._drop(answer, path)
+                refusals += 1
+                self._pause(_BACKOFF_SECONDS * 2**refusals)
+            elif answer.status_code in _MOVED:
+                self._drop(answer, path)
+                moves += 1
+                if moves > _MOVES:
+                    raise ComposerError(
+                        f"{self.url}/{path}: the server redirects it more than {_MOVES} times"
+                    )
+                url = moved(url, answer.headers.get("Location", ""))
+            else:
+                return answer
+
+    def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         left = self._deadline.left() + 1
         seconds = (min(_CONNECT_SECONDS, left), min(_ANSWER_SECONDS, left))
         # verify: a session's own would be overridden by REQUESTS_CA_BUNDLE (psf/requests#3829).
-        return self._session.get(
-            f"{self.url}/{path}", headers=headers, timeout=seconds, stream=True, verify=self._verify
-        )
+        return self._session.get(url, headers=headers, timeout=seconds, stream=True, verify=self._verify)
+
+    def _drop(self, answer: requests.Response, path: str) -> None:
+        """Read the rest of an answer if it is short, which keeps its connection; else close that."""
+        with answer:
+            if 0 <= _length(answer) <= _SHORT:
+                for _ in self._pieces(answer, path):
+                    pass
+
+    def _pause(self, seconds: float) -> None:
+        if seconds >= self._deadline.left():
+            raise DeadlineExpired("gave up waiting for a server that answers with errors")
+        time.sleep(seconds)
 
     def _check_status(self, answer: requests.Response, path: str) -> None:
         if not answer.ok:
@@ -205,6 +248,34 @@ class Upstream:
             raise ComposerError(
                 f"{self.url}/{path}: the server packs it ({packed[:20]}), which it was asked not to"
             )
+
+
+def moved(url: str, location: str) -> str:
+    """Return the address to which ``url`` is redirected.
+
+    Raises ComposerError for what is no address of a web server, and for one that leaves TLS.
+    """
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        known = location and parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:  # brackets that hold no address
+        known = None
+    if not known:
+        raise ComposerError(f"{url}: the server redirects it to {location[:200]!r}, which is no address")
+    if host_behind_login(target) is not None:
+        raise ComposerError(f"{url}: the server redirects it to an address with a user's name or password")
+    if url.startswith("https://") and parts.scheme == "http":
+        raise ComposerError(f"{url}: the server redirects it to {parts.hostname}, without TLS")
+    return target
+
+
+def _read(answer: requests.Response) -> bytes:
+    """Return what has come, and wait for the first byte of it; one of _BROKEN if that breaks off."""
+    try:
+        return answer.raw.read1(_CHUNK, decode_content=False)
+    except ValueError as error:  # urllib3 passes on a chunk's length of less than nothing (http.client)
+        raise OSError("the server's answer is no HTTP") from error
 
 
 def _length(answer: requests.Response) -> int:

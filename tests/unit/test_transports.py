@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -28,7 +28,7 @@ from composer.helper.bootstrap import BootstrapImage
 from composer.repo.checked import CheckedRepo
 from composer.repo.local import Repo, open_repo
 from composer.repo.signatures import Trust
-from composer.repo.upstream import Tls, Upstream
+from composer.repo.upstream import Tls, Upstream, moved
 from composer.store.cache import Entry
 from tests.certificates import Authority
 from tests.web import served, web_server
@@ -252,6 +252,74 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(deadline: Deadline) ->
     with served(Later) as url, pytest.raises(ComposerError, match="503"):
         Upstream(url, Tls(), deadline).text("config")
     assert time.monotonic() - began < 15
+
+
+class Endless(Quiet):
+    """Sends a body without an end, with any status."""
+
+    status = 503
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**16))
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [(301, "redirects it more than 10"), (503, "answers with errors")]
+)
+def test_an_unwanted_body_without_an_end_is_not_read(status: int, why: str) -> None:
+    handler = type("_Endless", (Endless,), {"status": status})
+    began = time.monotonic()
+    with served(handler) as url, pytest.raises(ComposerError, match=why):
+        Upstream(url, Tls(), Deadline.after(2)).text("config")
+    assert time.monotonic() - began < 10
+
+
+class Mover(Quiet):
+    """Has each file under another address."""
+
+    protocol_version = "HTTP/1.1"
+    connections: ClassVar[set[tuple[str, int]]] = set()
+
+    def do_GET(self) -> None:
+        self.connections.add(self.client_address)
+        here = self.path.startswith("/store/")
+        body = self.path.encode()
+        self.send_response(200 if here else 302)
+        if not here:
+            self.send_header("Location", f"/store{self.path}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_redirect_is_followed_on_the_same_connection(tmp_path: Path, deadline: Deadline) -> None:
+    with served(Mover) as url:
+        upstream = Upstream(url, Tls(), deadline)
+        assert upstream.text("config") == "/store/config"
+        assert upstream.download("objects/x", tmp_path / "x", 2**30)
+        upstream.close()
+    assert (tmp_path / "x").read_bytes() == b"/store/objects/x"
+    assert len(Mover.connections) == 1
+
+
+def test_where_a_redirect_may_lead() -> None:
+    assert moved("https://a/repo/config", "/x/config") == "https://a/x/config"
+    assert moved("http://a/config", "https://b:8/config") == "https://b:8/config"
+    for location in (
+        "",
+        "file:///etc/passwd",
+        "https://:8/",
+        "https://[",
+        "http://a/",
+        "https://u:p@b/config",
+    ):
+        with pytest.raises(ComposerError, match="redirects"):
+            moved("https://a/config", location)
 
 
 def test_a_small_file_that_breaks_off_is_told(tmp_path: Path, deadline: Deadline) -> None:
