@@ -41,12 +41,12 @@ class HostFile:
 
 def host_path(text: str, folder: Path) -> Path:
     """Return a path as a recipe writes it: relative to ``folder``, or with ~; BadInput for no path."""
+    if "\0" in text:
+        raise BadInput(f"{text!r} is no path")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{text!r} names the home of nobody here") from error
-    if "\0" in text:
-        raise BadInput(f"{text!r} is no path")
     return Path(os.path.normpath(folder / path))
 
 

@@ -74,9 +74,9 @@ PARTS = (
     _experiments("repos", 35, 150, "damaged-repo", "forged-commit", "hostile-request"),
     _experiments("powercut", 45, 120, "power-cut"),
     _experiments("room", 85, 350, "no-space", who="root"),
-    _experiments("images", 15, 40, "flatten-errors"),
+    _experiments("images", 20, 45, "flatten-errors"),
     _experiments("hostile", 10, 30, "hostile-header", "header-fuzz", "hostile-recipe"),
     _experiments(
-        "reading", 15, 120, "hostile-manifest", "hostile-answers", "hostile-report", "hostile-upstream"
+        "reading", 5, 20, "hostile-manifest", "hostile-answers", "hostile-report", "hostile-upstream"
     ),
 )

@@ -446,7 +446,7 @@ def recipes(ground: Ground) -> Iterator[Trial]:
         assert time.monotonic() - began < 5
         assert watch.started == [], watch.started
         assert {item.name for item in folder.iterdir()} == before
-        named = _files_named(nasty, folder)
+        named = _files_named(nasty, defines, folder)
         unnamed = [name for name in watch.opened if name not in named]
         assert set(map(_folder_of, unnamed)) <= {folder, *_library_folders()}, unnamed
         if loaded is not None:
@@ -458,11 +458,15 @@ def recipes(ground: Ground) -> Iterator[Trial]:
     yield trial
 
 
-def _files_named(nasty: dict[tuple[str, str], str], folder: Path) -> set[str]:
+def _files_named(nasty: dict[tuple[str, str], str], defines: dict[str, str], folder: Path) -> set[str]:
+    # Those templates of `_nasty` that a recipe may have, expanded without the code that is on trial.
+    variable = defines.get("v", nasty.get(("variables", "v"), "hello"))
+    expanded = {"{{ v }}": variable, "{{ date }}": time.strftime("%Y%m%d"), "{{ 'x' | upper }}": "X"}
     named = set()
     for key in _NAMING:
         with suppress(BadInput, KeyError):
-            named.add(str(host_path(nasty[key], folder)))
+            text = re.sub(r"{{ [^{}]+ }}", lambda found: expanded.get(found[0], found[0]), nasty[key])
+            named.add(str(host_path(text, folder)))
     return named
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from composer.errors import BadInput, RecipeErrors
+from composer.recipe.hostfiles import host_path
 from composer.recipe.load import load_recipe
 from composer.recipe.model import Recipe
 from composer.resources import recipes_folder
@@ -321,3 +322,9 @@ def test_a_text_with_many_dots_is_no_key(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, BASE + files), {}).contents["/etc/x"].startswith(b"see a.a.")
     with pytest.raises(RecipeErrors, match=r"line 5: .* more than 64 parts"):
         load_recipe(write(tmp_path, f"{BASE}{'.'.join('a' * 66)} = 1\n"), {})
+
+
+@pytest.mark.parametrize("text", ["~\0/key", "~nobody-of-that-name/key", "a\0b"])
+def test_what_is_no_path_of_a_host_file(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"names the home of nobody|is no path"):
+        host_path(text, tmp_path)
