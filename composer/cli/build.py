@@ -16,7 +16,11 @@ from composer.recipe.values import show_size
 @click.command()
 @recipe_arguments
 @click.option("-o", "--output", type=PATH, help="Where the disk goes, instead of where the recipe says.")
-@click.option("--force", is_flag=True, help="Build even where nothing changed, or over a foreign file.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Build even where nothing changed, and replace a disk with all that is lost then.",
+)
 @click.option("--allow-downgrade", is_flag=True, help="Take a commit older than one its ref named before.")
 @job_options("helper", "disk", "commit")
 def build(

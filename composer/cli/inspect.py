@@ -54,6 +54,7 @@ def _print(said: dict[str, Any]) -> None:
                 "unchanged",
                 "yes" if said["unchanged"] else "no: it was written to after the composer's last job",
             ),
+            *([("written to", f"since it was built, noticed {said['written']}")] if said["written"] else []),
         ],
     )
     show.say()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composer.compose import steps
+from composer.compose.lost import lost_by_build
 from composer.compose.prepare import source_of
 from composer.compose.source import RepoSource
 from composer.compose.supply import Supply, opened_supply
@@ -106,28 +107,43 @@ def _build(
     tree = repo.tree(commit, workshop.deadline)
     plan = make_plan(loaded, source.named, tree)
     with workshop.work(disk, "build") as work:
-        present = load_manifest(disk)
-        if disk.exists() and not force:
-            if present is None:
-                raise BadInput(
-                    f"{disk} exists and has no manifest, so it is not a disk of ours",
-                    hint="move it away, or replace it with --force",
-                )
-            used = present.disk != Identity.of(disk)
-            if present.plan == plan.digest and present.commit == commit:
-                if used:
+        present = _manifest_of(disk, force=force)
+        if disk.exists():
+            same = present is not None and (present.plan, present.commit) == (plan.digest, commit)
+            if present is not None and same and not force:
+                if present.disk != Identity.of(disk):
                     workshop.reporter.warn("plan", f"{disk} was written to since the composer's last job")
                 return Outcome(disk, present, changed=False, size=image.taken(disk))
-            if used:
-                raise BadInput(
-                    f"{disk} was written to since the composer's last job; a build would lose that",
-                    hint=f"composer update {disk}   keeps it;   --force   builds all the same",
-                )
+            _check_lost(workshop, disk, lost_by_build(disk, present, plan), force=force)
         check_place(disk)
         _check_no_base(disk)
         workshop.check_free(disk)
         check_room(disk.parent, tree.content_bytes, "the new disk")
         return _make(workshop, work, plan, source, repo, settings, loaded, allow_downgrade=allow_downgrade)
+
+
+def _manifest_of(disk: Path, *, force: bool) -> Manifest | None:
+    """Return the manifest of what lies at ``disk``; with ``force``, None for one that cannot be read."""
+    try:
+        return load_manifest(disk)
+    except BadInput:
+        if force:
+            return None
+        raise
+
+
+def _check_lost(workshop: Workshop, disk: Path, lost: tuple[str, ...], *, force: bool) -> None:
+    """Raise BadInput where a build would lose something for good; with ``force``, say what."""
+    if not lost:
+        return
+    if force:
+        workshop.reporter.warn("replace", f"{disk} will be replaced, and is lost then: {'; '.join(lost)}")
+        return
+    raise BadInput(
+        f"{disk} exists, and a build would lose {'; '.join(lost)}",
+        hint="-o OTHER.qcow2   builds beside it;   composer update DISK   keeps what is on it;   "
+        "--force   replaces it all the same",
+    )
 
 
 def _check_no_base(disk: Path) -> None:

@@ -68,6 +68,7 @@ def carry_out(
     Until the new disk is finished and checked, the old one stays as it is, byte for byte.
     """
     disk, (bootstrap, shape) = work.disk, helper
+    manifest = manifest.noticed(disk)
     overlay, new = folder / "overlay.qcow2", folder / disk.name
     before, room = _standing(disk), image.taken(disk)
     check_replaceable(disk, edit.verb)

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ from composer.recipe.values import Commit, Ed25519Key, HostPath, Ref, RemoteName
 from composer.store.files import read_file
 from composer.store.folders import fsync_path, give_like, publish, written_beside
 
-_FORMAT = 1
+_FORMAT: Final = 2
 _HISTORY = 100
 _LARGEST = 2**22
 _LARGEST_SIZE = 2**62
@@ -42,6 +42,7 @@ Flatten = Literal["auto", "always"]
 PartitionRole = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Bytes = Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", max_length=64)]
+Time = Annotated[str, Field(pattern=r"^[0-9TZ:-]{1,32}$")]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 
 
@@ -100,7 +101,7 @@ class Deployment(_Data):
 class Deed(_Data):
     """One thing done to the disk; ``bytes`` is what was moved into the helper."""
 
-    time: str = Field(pattern=r"^[0-9TZ:-]{1,32}$")
+    time: Time
     what: str = Field(pattern=r"^[a-z][a-z-]{0,31}$")
     commit: Commit
     seconds: float = Field(ge=0, le=1e9)
@@ -109,9 +110,8 @@ class Deed(_Data):
     @classmethod
     def done(cls, what: str, commit: str, began: float, moved: int) -> Self:
         """Return the deed that ends now; ``began`` is on the monotonic clock, ``moved`` in bytes."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         seconds = round(time.monotonic() - began, 2)
-        return cls(time=now, what=what, commit=commit, seconds=seconds, bytes=moved)
+        return cls(time=_now(), what=what, commit=commit, seconds=seconds, bytes=moved)
 
 
 class Keys(_Data):
@@ -147,9 +147,14 @@ class HelperSettings(_Data):
 
 
 class Manifest(_Data):
-    """All that `composer update DISK` needs to know besides the disk."""
+    """All that `composer update DISK` needs to know besides the disk.
 
-    format: int = _FORMAT
+    ``written`` is when a job noticed that somebody else had written to the disk; only a build clears it.
+    Format 1 had no such field.
+    """
+
+    format: Literal[1, 2] = _FORMAT
+    written: Time | None = None
     name: Name
     recipe: HostPath | None
     plan: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -175,6 +180,12 @@ class Manifest(_Data):
         """The commit of the default deployment."""
         return self.deployments[0].commit
 
+    def noticed(self, disk: Path) -> Manifest:
+        """Return the manifest with a lasting note if somebody else has written to its disk."""
+        if self.written is not None or self.disk == Identity.of(disk):
+            return self
+        return self.model_copy(update={"written": _now()})
+
     def after(self, deed: Deed, deployments: tuple[Deployment, ...], disk: Identity, root: Room) -> Manifest:
         """Return the manifest of the disk once something was done to it.
 
@@ -187,6 +198,10 @@ class Manifest(_Data):
         return self.model_copy(update=changes)
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def manifest_path(disk: Path) -> Path:
     """Return where a disk's manifest lies."""
     return disk.with_name(f"{disk.name}.manifest.json")
@@ -197,14 +212,34 @@ def _next_path(disk: Path) -> Path:
 
 
 def _parse(path: Path) -> Manifest:
-    raw = read_file(path, _LARGEST)
+    mend = "put it back from a copy, or build the disk anew: composer build RECIPE --force"
+    try:
+        raw = read_file(path, _LARGEST)
+    except BadInput as error:
+        raise BadInput(f"the manifest of a disk: {error.message}", hint=mend) from error
     # Before it is parsed: each wrong value of a million would become an error of its own.
     if raw.count(b",") > _MOST_VALUES:
-        raise BadInput(f"the manifest {path} is damaged: it has more values than any")
+        raise BadInput(f"the manifest {path} is damaged: it has more values than any", hint=mend)
     try:
-        return Manifest.model_validate_json(raw)
+        manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
-        raise BadInput(f"the manifest {path} is damaged: {_first_fault(error)}") from error
+        if (found := _format_of(raw)) not in (None, 1, _FORMAT):
+            raise BadInput(
+                f"the manifest {path} has format {found}; this composer reads 1 to {_FORMAT}",
+                hint="a newer composer wrote it: use that one",
+            ) from error
+        raise BadInput(f"the manifest {path} is damaged: {_first_fault(error)}", hint=mend) from error
+    return manifest.model_copy(update={"format": _FORMAT})
+
+
+def _format_of(raw: bytes) -> int | None:
+    """Return the format that a manifest says it has; None where it says none."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    found = value.get("format") if isinstance(value, dict) else None
+    return found if isinstance(found, int) and 0 <= found < 10**6 else None
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -227,6 +227,30 @@ def test_damaged(disk: Path, content: bytes) -> None:
         load_manifest(disk)
 
 
+def test_the_former_format_is_read_and_written_as_the_present_one(disk: Path) -> None:
+    former = json.loads(manifest_path(disk).read_text())
+    del former["written"]
+    manifest_path(disk).write_text(json.dumps(former | {"format": 1}))
+    manifest = load_manifest(disk)
+    assert manifest is not None
+    assert (manifest.format, manifest.written) == (2, None)
+
+
+def test_a_format_of_the_future_is_refused_by_name(disk: Path) -> None:
+    future = json.loads(manifest_path(disk).read_text()) | {"format": 3, "surprise": 1}
+    manifest_path(disk).write_text(json.dumps(future))
+    with pytest.raises(BadInput, match="has format 3; this composer reads 1 to 2"):
+        load_manifest(disk)
+
+
+def test_a_manifest_that_is_a_folder_says_what_mends_it(disk: Path) -> None:
+    manifest_path(disk).unlink()
+    manifest_path(disk).mkdir()
+    with pytest.raises(BadInput, match="no regular file") as caught:
+        load_manifest(disk)
+    assert "composer build RECIPE --force" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

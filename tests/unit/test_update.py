@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from composer.compose.build import build
 from composer.compose.rollback import rollback
 from composer.compose.update import Overrides, check_rooms, update
 from composer.compose.workshop import Bench, Options, Workshop, told_of
@@ -85,7 +86,7 @@ class FakeMachine:
 class FakeShell:
     """A guest that answers each job with the same lines."""
 
-    lines: Sequence[object]
+    lines: list[object]
     before: Callable[[], None] = lambda: None
     listened: bool = False
 
@@ -177,6 +178,34 @@ def test_update(workshop: FakeWorkshop, old_disk: Path, commit: str) -> None:
     assert [deed.what for deed in manifest.history] == ["update"]
     assert beside(old_disk) == {old_disk.name, manifest_path(old_disk).name}
     assert not update(workshop, old_disk, Overrides()).changed
+
+
+def test_a_disk_that_was_written_to_in_the_field_is_never_replaced_unasked(
+    workshop: FakeWorkshop, old_disk: Path, commit: str, tiny_repo: Path, tmp_path: Path
+) -> None:
+    os.utime(old_disk)
+    first = update(workshop, old_disk, Overrides()).manifest
+    assert first.written is not None
+    assert first.disk == Identity.of(old_disk)
+    workshop.shell.lines[:] = said(OLD)
+    rollback(workshop, old_disk)
+    kept = load_manifest(old_disk)
+    assert kept is not None
+    assert kept.written == first.written
+    path = tmp_path / "demo.toml"
+    path.write_text(f'name = "demo"\n[ostree]\nrepo = "{tiny_repo}"\nref = "os/good"\nkargs = ["quiet"]\n')
+    loaded, before = load_recipe(path, {}), old_disk.read_bytes()
+    with pytest.raises(BadInput, match="since it was built") as caught:
+        build(workshop, loaded, old_disk)
+    assert "--force" in (caught.value.hint or "")
+    assert old_disk.read_bytes() == before
+    workshop.shell.lines[:] = said(commit)
+    tape = Tape()
+    forced = build(replace(workshop, reporter=Reporter(tape)), loaded, old_disk, force=True)
+    assert any("since it was built" in text for text in tape.texts("warning"))
+    assert forced.manifest.written is None
+    workshop.shell.lines[:] = said(commit)
+    assert not build(workshop, loaded, old_disk).changed
 
 
 def test_the_disk_itself_is_never_attached_for_writing(workshop: FakeWorkshop, old_disk: Path) -> None:

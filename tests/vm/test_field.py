@@ -106,6 +106,9 @@ def test_product_upgrades_itself_and_boots_the_new_commit(
     assert "helper" in updated.phases()
     said = json.loads(place.composer("inspect", fresh, "--json").stdout)
     assert [item["commit"] for item in said["deployments"]] == [repo.second, repo.first]
+    # Nor does it forget, now that its manifest fits again, that there is more on it than a build would make.
+    assert said["unchanged"]
+    assert said["written"]
     # The same disk by the README's other call, under UEFI.
     with booted(fresh, "-snapshot", "-bios", "/usr/share/ovmf/OVMF.fd") as console:
         console.login()
