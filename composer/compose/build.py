@@ -31,6 +31,7 @@ from composer.disk.manifest import (
     load_manifest,
     publish_disk,
 )
+from composer.disk.marks import marks_of
 from composer.disk.qcow2 import hidden_beside, overlays_on
 from composer.errors import BadInput, ComposerError
 from composer.export.delta import Wanted
@@ -268,6 +269,7 @@ def _manifest(
         helper=settings,
         deployments=deployments_of(result),
         disk=Identity.of(new),
+        marks=marks_of(new),
         root=room_of(result),
         history=(deed,),
     )

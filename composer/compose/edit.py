@@ -17,6 +17,7 @@ from composer.deadline import Deadline
 from composer.disk import image
 from composer.disk.inuse import check_unused
 from composer.disk.manifest import Deed, Deployment, Identity, Manifest, check_place, publish_disk
+from composer.disk.marks import marks_of
 from composer.disk.qcow2 import check_chain, check_disk, overlays_on
 from composer.disk.tables import mapped_bytes
 from composer.errors import BadInput, ComposerError
@@ -68,7 +69,7 @@ def carry_out(
     Until the new disk is finished and checked, the old one stays as it is, byte for byte.
     """
     disk, (bootstrap, shape) = work.disk, helper
-    manifest = manifest.noticed(disk)
+    manifest = manifest.noticed(disk).model_copy(update={"marks": marks_of(disk)})
     overlay, new = folder / "overlay.qcow2", folder / disk.name
     before, room = _standing(disk), image.taken(disk)
     check_replaceable(disk, edit.verb)

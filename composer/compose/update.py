@@ -24,6 +24,7 @@ from composer.disk.manifest import (
     load_manifest,
     publish_manifest,
 )
+from composer.disk.marks import check_marks
 from composer.disk.qcow2 import check_disk
 from composer.errors import BadInput, NotTrusted
 from composer.export.delta import Wanted, lacking, room_for_objects
@@ -64,7 +65,7 @@ class Overrides:
 
 
 def known_disk(disk: Path) -> Manifest:
-    """Return the manifest of a disk; BadInput where there is no safe disk or no manifest beside it."""
+    """Return the manifest of a disk; BadInput where there is no safe disk, or no manifest of it beside it."""
     check_disk(disk)
     manifest = load_manifest(disk)
     if manifest is None:
@@ -72,6 +73,7 @@ def known_disk(disk: Path) -> Manifest:
             f"{disk} has no manifest beside it, so it is not known what is on it",
             hint=f"put {disk.name}.manifest.json back beside it, or build it anew: composer build RECIPE",
         )
+    check_marks(disk, manifest)
     return manifest
 
 

@@ -28,6 +28,7 @@ from composer.store.folders import fsync_path, give_like, publish, written_besid
 
 _FORMAT: Final = 2
 _HISTORY = 100
+NO_TABLE = "none"
 _LARGEST = 2**22
 _LARGEST_SIZE = 2**62
 _MOST_VALUES = 10_000
@@ -146,15 +147,26 @@ class HelperSettings(_Data):
     cpus: int = Field(ge=1, le=64)
 
 
+class Marks(_Data):
+    """The disk's size in bytes as a guest sees it, and the GUID of its partition table.
+
+    ``table`` is NO_TABLE where there is none, None where it is not known.
+    """
+
+    size: Bytes
+    table: Annotated[str, Field(pattern=r"^([0-9a-f-]{36}|none)$")] | None
+
+
 class Manifest(_Data):
     """All that `composer update DISK` needs to know besides the disk.
 
     ``written`` is when a job noticed that somebody else had written to the disk; only a build clears it.
-    Format 1 had no such field.
+    Format 1 had neither ``written`` nor ``marks``.
     """
 
     format: Literal[1, 2] = _FORMAT
     written: Time | None = None
+    marks: Marks | None = None
     name: Name
     recipe: HostPath | None
     plan: str = Field(pattern=r"^[0-9a-f]{64}$")
