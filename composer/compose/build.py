@@ -142,7 +142,7 @@ def _check_lost(workshop: Workshop, disk: Path, lost: tuple[str, ...], *, force:
         return
     raise BadInput(
         f"{disk} exists, and a build would lose {'; '.join(lost)}",
-        hint="-o OTHER.qcow2   builds beside it;   composer update DISK   keeps what is on it;   "
+        hint=f"-o OTHER.qcow2   builds beside it;   composer update {disk}   keeps what is on it;   "
         "--force   replaces it all the same",
     )
 
