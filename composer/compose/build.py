@@ -112,7 +112,7 @@ def _build(
         if disk.exists():
             same = present is not None and (present.plan, present.commit) == (plan.digest, commit)
             if present is not None and same and not force:
-                if present.disk != Identity.of(disk):
+                if not present.fits(disk):
                     workshop.reporter.warn("plan", f"{disk} was written to since the composer's last job")
                 return Outcome(disk, present, changed=False, size=image.taken(disk))
             _check_lost(workshop, disk, lost_by_build(disk, present, plan), force=force)

@@ -11,7 +11,6 @@ from composer.compose.target import overlay_target
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop
 from composer.disk import image
-from composer.disk.manifest import Identity
 from composer.disk.qcow2 import check_disk
 from composer.helper.job import Job, run_job
 from composer.helper.lease import HelperShape
@@ -25,7 +24,7 @@ def describe(disk: Path) -> dict[str, Any]:
     said: dict[str, Any] = manifest.model_dump(exclude={"disk"})
     said["disk"] = str(disk)
     said["commit"] = manifest.commit
-    said["unchanged"] = manifest.disk == Identity.of(disk)
+    said["unchanged"] = manifest.fits(disk)
     said["sizes"] = {
         "virtual": header.size,
         "file": status.st_size,

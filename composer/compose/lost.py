@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from composer.disk.manifest import Identity, Manifest
+from composer.disk.manifest import Manifest
 from composer.plan import Plan
 
 
@@ -21,7 +21,7 @@ def lost_by_build(disk: Path, present: Manifest | None, plan: Plan) -> tuple[str
         lost.append(
             f"what was written to it since it was built (noticed {present.written}): /var, /etc, /home"
         )
-    elif present.disk != Identity.of(disk):
+    elif not present.fits(disk):
         lost.append("what was written to it since the composer's last job: /var, /etc, /home")
     if present.name != plan.name:
         lost.append(f"the product {present.name}; the recipe makes {plan.name}")

@@ -9,7 +9,7 @@ from composer.compose.build import Outcome
 from composer.compose.edit import Edit, carry_out, check_replaceable, room_for
 from composer.compose.update import bootstrap_for, known_disk
 from composer.compose.workshop import Workshop, check_room
-from composer.disk.manifest import Identity, Manifest
+from composer.disk.manifest import Manifest
 from composer.errors import BadInput
 from composer.helper.job import Job, JobResult, run_job
 from composer.helper.lease import Helper, HelperShape
@@ -43,7 +43,7 @@ def rollback(workshop: Workshop, disk: Path) -> Outcome:
 
 def _former(manifest: Manifest, disk: Path) -> str | None:
     """Return the commit to go back to, None where the disk was written to since the manifest was."""
-    if manifest.disk != Identity.of(disk):
+    if not manifest.fits(disk):
         return None
     for former in manifest.deployments[1:]:
         if former.stateroot == manifest.deployments[0].stateroot:

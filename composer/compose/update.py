@@ -18,7 +18,6 @@ from composer.disk import image
 from composer.disk.manifest import (
     Flatten,
     HelperSettings,
-    Identity,
     Manifest,
     changed,
     load_manifest,
@@ -93,7 +92,7 @@ def update(workshop: Workshop, disk: Path, overrides: Overrides) -> Outcome:
                 commit = source.resolve(manifest.ref)
                 helper = _helper_of(manifest, overrides, source)
                 manifest = manifest.model_copy(update={"repo": source.named, "helper": helper})
-            unchanged = manifest.disk == Identity.of(disk)
+            unchanged = manifest.fits(disk)
             settled = all(
                 getattr(manifest, name) == getattr(present, name) for name in ("ref", "keep", "flatten")
             )
@@ -217,7 +216,7 @@ def _bring(
     with ExitStack() as stack:
         folder = stack.enter_context(workshop.folder(work))
         supply = stack.enter_context(opened_supply(workshop, source, repo, wanted, bootstrap, folder))
-        if manifest.disk == Identity.of(work.disk):  # else it is not known what it lacks
+        if manifest.fits(work.disk):  # else it is not known what it lacks
             needed = _room_needed(supply, repo, wanted, kernel.boot_bytes, workshop.deadline)
             check_rooms(work.disk, manifest, needed, workshop.deadline)
 

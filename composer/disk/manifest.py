@@ -192,9 +192,13 @@ class Manifest(_Data):
         """The commit of the default deployment."""
         return self.deployments[0].commit
 
+    def fits(self, disk: Path) -> bool:
+        """Whether nobody has written to the disk since this was written."""
+        return self.disk == Identity.of(disk)
+
     def noticed(self, disk: Path) -> Manifest:
         """Return the manifest with a lasting note if somebody else has written to its disk."""
-        if self.written is not None or self.disk == Identity.of(disk):
+        if self.written is not None or self.fits(disk):
             return self
         return self.model_copy(update={"written": _now()})
 
@@ -302,7 +306,7 @@ def _waiting(disk: Path) -> Manifest | None:
     # Its writing was cut off, so the disk was not renamed either; or there is none, or no disk.
     except (BadInput, FileNotFoundError):
         return None
-    if manifest.disk == Identity.of(disk):
+    if manifest.fits(disk):
         return manifest
     # Written to since, as by a boot; a file that took over a freed inode is a rare thing, and older.
     written = manifest.inode == status.st_ino and status.st_mtime_ns >= manifest.disk.mtime_ns
