@@ -126,7 +126,7 @@ def give_like(new: Path, like: Path) -> None:
     Who is not root gives what he may: a group that he is in, and the rest.  Of another group nobody may
     anything, whatever the mode and the access list are.
     """
-    with _opened_file(new) as ours, _opened_path(like) as theirs:
+    with _opened_file(new) as ours, _opened_file(like, os.O_PATH) as theirs:
         # Not for others: file systems without owners, such as FAT, show another one for all files.
         if os.geteuid() == 0 and os.fstat(ours).st_uid != 0:
             raise PermissionError(errno.EPERM, "it was replaced by another user's file", str(new))
@@ -146,21 +146,12 @@ def give_like(new: Path, like: Path) -> None:
 
 
 @contextmanager
-def _opened_file(path: Path) -> Iterator[int]:
-    """Open a regular file for the block, and follow no link; OSError if something else lies there."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise PermissionError(errno.EPERM, "it was replaced by what is no file", str(path))
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened_file(path: Path, how: int = os.O_RDONLY | os.O_NONBLOCK) -> Iterator[int]:
+    """Open a regular file for the block, and follow no link; OSError if something else lies there.
 
-
-@contextmanager
-def _opened_path(path: Path) -> Iterator[int]:
-    """Open a file to look at it, which needs no leave to read it, for the block; OSError if it is no file."""
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    With O_PATH as ``how`` it can be looked at, which needs no leave to read it.
+    """
+    descriptor = os.open(path, how | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise PermissionError(errno.EPERM, "it was replaced by what is no file", str(path))
