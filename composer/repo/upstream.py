@@ -70,10 +70,7 @@ class _Patient(Retry):
 
     def sleep(self, _response: BaseHTTPResponse | None = None) -> None:
         """Wait before the next one; DeadlineExpired if there is no time for it."""
-        pause = self.get_backoff_time()
-        if pause >= self._deadline.left():
-            raise DeadlineExpired("gave up waiting for a server that cannot be reached")
-        time.sleep(pause)
+        _pause(self.get_backoff_time(), "a server that cannot be reached", self._deadline)
 
 
 class _Session(requests.Session):
@@ -210,7 +207,8 @@ class Upstream:
             if answer.status_code in _BUSY and refusals < _RETRIES:
                 self._drop(answer, path)
                 refusals += 1
-                self._pause(_BACKOFF_SECONDS * 2**refusals)
+                seconds = _BACKOFF_SECONDS * 2**refusals
+                _pause(seconds, "a server that answers with errors", self._deadline)
             elif answer.status_code in _MOVED:
                 self._drop(answer, path)
                 moves += 1
@@ -235,11 +233,6 @@ class Upstream:
                 for _ in self._pieces(answer, path):
                     pass
 
-    def _pause(self, seconds: float) -> None:
-        if seconds >= self._deadline.left():
-            raise DeadlineExpired("gave up waiting for a server that answers with errors")
-        time.sleep(seconds)
-
     def _check_status(self, answer: requests.Response, path: str) -> None:
         if not answer.ok:
             raise ComposerError(f"{self.url}/{path}: the server answers {answer.status_code} {answer.reason}")
@@ -248,6 +241,13 @@ class Upstream:
             raise ComposerError(
                 f"{self.url}/{path}: the server packs it ({packed[:20]}), which it was asked not to"
             )
+
+
+def _pause(seconds: float, awaited: str, deadline: Deadline) -> None:
+    """Sleep; DeadlineExpired at once if there is no time for it."""
+    if seconds >= deadline.left():
+        raise DeadlineExpired(f"gave up waiting for {awaited}")
+    time.sleep(seconds)
 
 
 def moved(url: str, location: str) -> str:
