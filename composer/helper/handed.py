@@ -32,32 +32,35 @@ _FIRST_SET = 1000
 
 def attach(monitor: Monitor, disk: Disk) -> None:
     """Give a running QEMU a disk, and the files below it to read."""
-    name = _name(disk)
     below: str | None = None
     for number, layer in reversed(list(enumerate(layers(disk.backing), 1))):
-        below = _add(monitor, disk, f"{name}-{number}", layer, below, (os.O_RDONLY,))
+        below = _add(monitor, disk, number, layer, below, (os.O_RDONLY,))
     modes = (os.O_RDONLY,) if disk.readonly else (os.O_RDONLY, os.O_RDWR)
-    node = _add(monitor, disk, name, Backing(disk.path, disk.format), below, modes)
-    device = {**_DEVICE, "lun": _lun(disk), "drive": node, "id": f"{name}-device", "serial": disk.serial}
+    node = _add(monitor, disk, 0, Backing(disk.path, disk.format), below, modes)
+    device = {**_DEVICE, "lun": _lun(disk), "drive": node, "id": _device(disk), "serial": disk.serial}
     monitor("device_add", {**device, "device_id": disk.serial, "write-cache": "on"}, ())
 
 
 def detach(monitor: Monitor, disk: Disk, deadline: Deadline) -> None:
     """Take a disk away again; on return QEMU has none of its files open."""
-    name = _name(disk)
-    monitor("device_del", {"id": f"{name}-device"}, ())
-    while any(block.get("qdev") == f"{name}-device" for block in monitor("query-block", {}, ())):
+    monitor("device_del", {"id": _device(disk)}, ())
+    while any(block.get("qdev") == _device(disk) for block in monitor("query-block", {}, ())):
         deadline.check(f"{disk.path.name} to be released")
         time.sleep(_POLL_SECONDS)
     for number in range(len(list(layers(disk.backing))) + 1):
-        node = f"{name}-{number}" if number else name
+        node = _node(disk, number)
         monitor("blockdev-del", {"node-name": node}, ())
         monitor("blockdev-del", {"node-name": f"{node}-file"}, ())
         monitor("remove-fd", {"fdset-id": _set(disk, number)}, ())
 
 
-def _name(disk: Disk) -> str:
-    return f"composer-{disk.device}"
+def _device(disk: Disk) -> str:
+    return f"{_node(disk, 0)}-device"
+
+
+def _node(disk: Disk, number: int) -> str:
+    """Return QEMU's name of a disk's file (0) or of one below it."""
+    return f"composer-{disk.device}" + (f"-{number}" if number else "")
 
 
 def _lun(disk: Disk) -> int:
@@ -70,11 +73,10 @@ def _set(disk: Disk, number: int) -> int:
 
 
 def _add(
-    monitor: Monitor, disk: Disk, node: str, layer: Backing, below: str | None, modes: tuple[int, ...]
+    monitor: Monitor, disk: Disk, number: int, layer: Backing, below: str | None, modes: tuple[int, ...]
 ) -> str:
     """Hand over a file, opened in each of some modes, and make QEMU's nodes of it; return the upper one."""
-    number = int(node.rpartition("-")[2]) if node[-1].isdigit() else 0
-    handed = _set(disk, number)
+    node, handed = _node(disk, number), _set(disk, number)
     for mode in modes:
         descriptor = os.open(layer.path, mode | os.O_CLOEXEC)
         try:
