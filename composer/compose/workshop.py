@@ -144,7 +144,7 @@ class Workshop:
                 f"which it named before, by {days:.1f} days",
                 hint="--allow-downgrade   if that is meant",
             )
-        seen.note(source.named, ref, SeenCommit(commit, made), allow_downgrade=allow_downgrade)
+        seen.note(source.named, ref, SeenCommit(commit, made))
 
     def bootstrap(self, repo: Repo, commit: str, steps: tuple[str, ...]) -> BootstrapImage:
         """Return the bootstrap image of a commit, made now if need be, with all that the steps need."""

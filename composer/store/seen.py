@@ -40,11 +40,8 @@ class Seen:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def note(self, repo: str, ref: str, seen: SeenCommit, *, allow_downgrade: bool) -> None:
-        """Note a commit, unless a newer one is noted already and the user has not allowed a downgrade."""
-        before = self.newest(repo, ref)
-        if before is not None and before.timestamp > seen.timestamp and not allow_downgrade:
-            return
+    def note(self, repo: str, ref: str, seen: SeenCommit) -> None:
+        """Note a commit in the place of what was noted of its ref."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with written_beside(self._path(repo, ref), 0o600) as new:
             said = {"repo": repo, "ref": ref, "commit": seen.commit, "timestamp": seen.timestamp}
